@@ -1,0 +1,496 @@
+// Package config reads and writes the one configuration file, and looks after the
+// directory that holds the state.
+//
+// The file is TOML:
+//
+//	[repository]
+//	url = "s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-1"
+//	recipients = ["age1pq1…"]        # who can restore
+//
+//	[upload]
+//	limit = "10 MiB/s"               # none when missing
+//	parallel = 4                     # 4 when missing
+//
+//	[[source]]
+//	name = "home"
+//	path = "/home"
+//	mode = "btrfs"                   # btrfs, stream, zfs or files
+//	exclude = ["*.tmp", "/ann/.cache/"]
+//	snapshots = "/mnt/pool/.secrate" # inside the subvolume when missing
+//
+//	[[source]]
+//	name = "nas"
+//	mode = "stream"                  # fed by secrate ingest; has no path
+//
+// What is not in this list is an error that names the line: a misspelt exclude
+// must not pass for none. [AddSource] and [RemoveSource] edit the text and leave
+// every other byte of it as the user wrote it.
+//
+// The file names recipients, and the state directory holds keys. Whoever can write
+// the one decides who can restore, whoever can read the other reads the
+// metadata: both are refused when others have access to them. What the values
+// mean, whether a recipient can be parsed, a repository be reached or a path be
+// snapshotted, is left to those who use them.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/BurntSushi/toml"
+)
+
+// A Config is the content of a configuration file.
+type Config struct {
+	Repository Repository `toml:"repository"`
+	Upload     Upload     `toml:"upload,omitempty"`
+	Sources    []Source   `toml:"source,omitempty"` // in the order of the file
+}
+
+// Repository says where the objects are and who may decrypt them.
+type Repository struct {
+	URL        string   `toml:"url"`
+	Recipients []string `toml:"recipients"`
+}
+
+// Upload bounds what an upload takes of the network.
+type Upload struct {
+	Limit    Rate `toml:"limit,omitempty"`    // 0 means no limit
+	Parallel int  `toml:"parallel,omitempty"` // objects in flight; 0 means the default
+}
+
+// A Source is one subvolume, dataset or directory with a history of its own.
+type Source struct {
+	Name      string   `toml:"name"`
+	Path      string   `toml:"path,omitempty"` // absolute; empty in Stream mode
+	Mode      Mode     `toml:"mode"`
+	Exclude   []string `toml:"exclude,omitempty"`   // patterns of package exclude
+	Snapshots string   `toml:"snapshots,omitempty"` // directory of the local snapshots; empty means inside Path
+}
+
+// A Mode says how the changes of a source are found.
+type Mode string
+
+// The modes.
+const (
+	Btrfs  Mode = "btrfs"  // a subvolume
+	ZFS    Mode = "zfs"    // a dataset
+	Files  Mode = "files"  // a directory on any file system
+	Stream Mode = "stream" // send streams from standard input
+)
+
+// Modes lists the modes.
+var Modes = []Mode{Btrfs, ZFS, Files, Stream}
+
+// Source returns the source of that name, or an [*UnknownSourceError].
+func (c *Config) Source(name string) (*Source, error) {
+	var known []string
+	for i := range c.Sources {
+		if c.Sources[i].Name == name {
+			return &c.Sources[i], nil
+		}
+		known = append(known, c.Sources[i].Name)
+	}
+	return nil, &UnknownSourceError{Name: name, Known: known}
+}
+
+// An UnknownSourceError reports a name that no source has.
+type UnknownSourceError struct {
+	Name  string
+	Known []string // the names there are
+}
+
+func (e *UnknownSourceError) Error() string { return "no source named " + e.Name }
+
+// Hint says which names there are.
+func (e *UnknownSourceError) Hint() string {
+	if len(e.Known) == 0 {
+		return "there are no sources yet: secrate source add NAME PATH"
+	}
+	hint := "sources are " + strings.Join(e.Known, ", ")
+	if n := nearest(e.Name, e.Known); n != "" {
+		hint = fmt.Sprintf("did you mean %s? %s", n, hint)
+	}
+	return hint
+}
+
+// An Error reports one thing that is wrong in a configuration file, and where.
+type Error struct {
+	File string
+	Line int    // 0 when it cannot be told
+	Key  string // dotted, as in source.name; empty when it is about no key
+	Msg  string
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.File)
+	if e.Line > 0 {
+		fmt.Fprintf(&b, ":%d", e.Line)
+	}
+	b.WriteString(": ")
+	if e.Key != "" {
+		b.WriteString(e.Key + ": ")
+	}
+	b.WriteString(e.Msg)
+	return b.String()
+}
+
+// A kind is what may stand behind a key.
+type kind string
+
+const (
+	kindTable  kind = "a table"
+	kindTables kind = "a [[table]]"
+	kindString kind = "a string"
+	kindInt    kind = "a number"
+	kindList   kind = "a list of strings"
+	kindInline kind = "a list of tables" // another way to write [[table]]
+)
+
+// schema lists every key there is.
+var schema = map[string]kind{
+	"repository":            kindTable,
+	"repository.url":        kindString,
+	"repository.recipients": kindList,
+	"upload":                kindTable,
+	"upload.limit":          kindString,
+	"upload.parallel":       kindInt,
+	"source":                kindTables,
+	"source.name":           kindString,
+	"source.path":           kindString,
+	"source.mode":           kindString,
+	"source.exclude":        kindList,
+	"source.snapshots":      kindString,
+}
+
+// Parse reads the text of the file called name. The error joins an [*Error] for
+// every fault that was found.
+func Parse(name string, text []byte) (*Config, error) {
+	c, _, err := parse(name, text)
+	return c, err
+}
+
+func parse(name string, text []byte) (*Config, layout, error) {
+	if !utf8.Valid(text) {
+		before := []byte(strings.ToValidUTF8(string(text), "\x00"))
+		line := 1 + bytes.Count(before[:bytes.IndexByte(before, 0)], []byte("\n"))
+		return nil, nil, &Error{File: name, Line: line, Msg: "not UTF-8"}
+	}
+	// First as a tree of anything: this finds what is no TOML at all.
+	if err := toml.Unmarshal(text, new(map[string]any)); err != nil {
+		if pe, ok := errors.AsType[toml.ParseError](err); ok {
+			return nil, nil, &Error{File: name, Line: pe.Position.Line, Msg: pe.Message}
+		}
+		return nil, nil, &Error{File: name, Msg: err.Error()}
+	}
+	l := scan(text)
+	if err := checkKeys(name, l); err != nil {
+		return nil, nil, err
+	}
+	c := new(Config)
+	md, err := toml.Decode(string(text), c)
+	if err != nil {
+		if pe, ok := errors.AsType[toml.ParseError](err); ok {
+			return nil, nil, &Error{File: name, Line: pe.Position.Line, Key: pe.LastKey, Msg: pe.Message}
+		}
+		return nil, nil, &Error{File: name, Msg: strings.TrimPrefix(err.Error(), "toml: ")}
+	}
+	if rest := md.Undecoded(); len(rest) > 0 { // a key that scan overlooked
+		return nil, nil, &Error{File: name, Key: rest[0].String(), Msg: "unknown key"}
+	}
+	if err := check(name, c, l); err != nil {
+		return nil, nil, err
+	}
+	return c, l, nil
+}
+
+// checkKeys reports keys that are not in the schema and values of a wrong kind.
+func checkKeys(name string, l layout) error {
+	var errs []error
+	var unknown []string // what is below an unknown table needs no error of its own
+	for _, it := range l {
+		key := it.key.String()
+		want, ok := schema[key]
+		switch {
+		case slices.ContainsFunc(unknown, func(u string) bool { return key == u || strings.HasPrefix(key, u+".") }):
+			if !it.header && slices.Contains(unknown, key) {
+				errs = append(errs, &Error{File: name, Line: it.line, Key: key, Msg: "unknown key"})
+			}
+		case !ok:
+			unknown = append(unknown, key)
+			msg := "unknown key"
+			if n := nearestKey(key); n != "" {
+				msg += fmt.Sprintf(", did you mean %s?", n)
+			}
+			errs = append(errs, &Error{File: name, Line: it.line, Key: key, Msg: msg})
+		case it.kind != want && !(want == kindTables && it.kind == kindInline):
+			errs = append(errs, &Error{File: name, Line: it.line, Key: key, Msg: fmt.Sprintf("is %s, must be %s", it.kind, want)})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// nearestKey returns the known key that was probably meant, or "". A key may be
+// misspelt, or right and in the wrong table.
+func nearestKey(key string) string {
+	table, last := cutLast(key)
+	var here, elsewhere []string
+	for k := range schema {
+		if t, l := cutLast(k); t == table {
+			here = append(here, l)
+		} else {
+			elsewhere = append(elsewhere, l)
+		}
+	}
+	slices.Sort(elsewhere)
+	slices.Sort(here)
+	if n := nearest(last, here); n != "" {
+		return strings.TrimPrefix(table+"."+n, ".")
+	}
+	n := nearest(last, elsewhere)
+	var best string
+	for k := range schema {
+		if _, l := cutLast(k); l == n && n != "" && (best == "" || k < best) {
+			best = k
+		}
+	}
+	return best
+}
+
+func cutLast(key string) (table, last string) {
+	i := strings.LastIndexByte(key, '.')
+	return key[:max(i, 0)], key[i+1:]
+}
+
+// check reports values that cannot be meant.
+func check(name string, c *Config, l layout) error {
+	var errs []error
+	add := func(line int, key, format string, args ...any) {
+		errs = append(errs, &Error{File: name, Line: line, Key: key, Msg: fmt.Sprintf(format, args...)})
+	}
+	if c.Repository.URL == "" {
+		add(l.line("repository", 0, "url"), "repository.url", "missing; it says where the repository is, as in s3://BUCKET/PREFIX or file:///DIR")
+	}
+	for _, r := range c.Repository.Recipients {
+		if strings.TrimSpace(r) == "" {
+			add(l.line("repository", 0, "recipients"), "repository.recipients", "has an empty recipient")
+		}
+	}
+	if n := c.Upload.Parallel; n < 0 || n > MaxParallel || n == 0 && l.has("upload", 0, "parallel") {
+		add(l.line("upload", 0, "parallel"), "upload.parallel", "is %d, must be 1 to %d", n, MaxParallel)
+	}
+	lines := map[string]int{}
+	for i, s := range c.Sources {
+		at := func(key string) int { return l.line("source", i, key) }
+		for _, f := range s.check() {
+			add(at(f.key), "source."+f.key, "%s", f.msg)
+		}
+		if first, ok := lines[s.Name]; ok && s.Name != "" {
+			add(at("name"), "source.name", "%s is taken by the source in line %d", s.Name, first)
+		} else {
+			lines[s.Name] = at("name")
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// MaxParallel bounds Upload.Parallel.
+const MaxParallel = 64
+
+// A fault is something wrong with one key of a table.
+type fault struct{ key, msg string }
+
+// Check reports what is wrong with s by itself, before it is added to a file.
+func (s *Source) Check() error {
+	var errs []error
+	for _, f := range s.check() {
+		errs = append(errs, fmt.Errorf("source %s: %s: %s", s.Name, f.key, f.msg))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Source) check() []fault {
+	var faults []fault
+	add := func(key, format string, args ...any) {
+		faults = append(faults, fault{key, fmt.Sprintf(format, args...)})
+	}
+	if err := CheckName(s.Name); err != nil {
+		add("name", "%v", err)
+	}
+	switch {
+	case s.Mode == "":
+		add("mode", "missing; it is one of %s", modeList())
+	case !slices.Contains(Modes, s.Mode):
+		msg := fmt.Sprintf("%q is not one of %s", s.Mode, modeList())
+		if n := nearest(string(s.Mode), strings.Split(modeList(), ", ")); n != "" {
+			msg += fmt.Sprintf("; did you mean %s?", n)
+		}
+		add("mode", "%s", msg)
+	}
+	if s.Mode == Stream {
+		if s.Path != "" {
+			add("path", "a source of mode stream has none: it is fed by secrate ingest")
+		}
+		if s.Snapshots != "" {
+			add("snapshots", "a source of mode stream takes none")
+		}
+	} else {
+		switch {
+		case s.Path == "":
+			add("path", "missing")
+		case !filepath.IsAbs(s.Path):
+			add("path", "%q is not absolute", s.Path)
+		}
+		if s.Snapshots != "" && !filepath.IsAbs(s.Snapshots) {
+			add("snapshots", "%q is not absolute", s.Snapshots)
+		}
+	}
+	if strings.ContainsRune(s.Path, 0) {
+		add("path", "has a NUL")
+	}
+	if strings.ContainsRune(s.Snapshots, 0) {
+		add("snapshots", "has a NUL")
+	}
+	return faults
+}
+
+func modeList() string {
+	names := make([]string, len(Modes))
+	for i, m := range Modes {
+		names[i] = string(m)
+	}
+	return strings.Join(names, ", ")
+}
+
+// MaxName is how many bytes the name of a source may have.
+const MaxName = 64
+
+// CheckName returns an error unless name can name a source: 1 to 64 letters of
+// ASCII, digits, dots, dashes and underscores, neither a dot nor a dash first.
+func CheckName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("missing")
+	case len(name) > MaxName:
+		return fmt.Errorf("%q has %d bytes, at most %d are allowed", name, len(name), MaxName)
+	case name[0] == '.' || name[0] == '-':
+		return fmt.Errorf("%q starts with a dot or a dash", name)
+	}
+	for i := range len(name) {
+		c := name[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '-' || c == '_') {
+			return fmt.Errorf("%q has other characters than A-Z, a-z, 0-9, dot, dash and underscore", name)
+		}
+	}
+	return nil
+}
+
+// A Rate is in bytes per second; 0 is no limit.
+type Rate int64
+
+// rateUnits are those of Rate, the larger ones first among the binary ones, which
+// String uses.
+var rateUnits = []struct {
+	name  string
+	bytes float64
+}{
+	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"B", 1},
+	{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"KB", 1e3},
+	{"Gbit", 1e9 / 8}, {"Mbit", 1e6 / 8}, {"kbit", 1e3 / 8}, {"bit", 1. / 8},
+}
+
+// ParseRate reads a number and a unit, such as 10 MiB/s, 1.5MB/s or 20 Mbit/s.
+// The empty text and 0 are no limit. The unit must be there: a bare number could
+// be anything.
+func ParseRate(s string) (Rate, error) {
+	text := strings.TrimSpace(s)
+	if text == "" || text == "0" {
+		return 0, nil
+	}
+	bad := fmt.Errorf("%q is no rate; write a number and a unit, as in 10 MiB/s, 500 kB/s or 20 Mbit/s", s)
+	digits := len(text) - len(strings.TrimLeft(text, "0123456789."))
+	n, err := strconv.ParseFloat(text[:digits], 64)
+	if err != nil {
+		return 0, bad
+	}
+	unit := strings.TrimSuffix(strings.TrimSpace(text[digits:]), "/s")
+	for _, u := range rateUnits {
+		if unit != u.name {
+			continue
+		}
+		r := n * u.bytes
+		if n != 0 && (r < 1 || r > 1<<50) {
+			return 0, fmt.Errorf("%q is not a rate between 1 B/s and 1024 TiB/s", s)
+		}
+		return Rate(r), nil
+	}
+	return 0, bad
+}
+
+// String writes r so that ParseRate reads the same.
+func (r Rate) String() string {
+	if r == 0 {
+		return ""
+	}
+	for _, u := range rateUnits {
+		if n := int64(u.bytes); int64(r)%n == 0 {
+			return fmt.Sprintf("%d %s/s", int64(r)/n, u.name)
+		}
+	}
+	panic("config: internal error: no unit of one byte")
+}
+
+// MarshalText writes r as String does.
+func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what ParseRate does.
+func (r *Rate) UnmarshalText(text []byte) error {
+	v, err := ParseRate(string(text))
+	if err == nil {
+		*r = v
+	}
+	return err
+}
+
+// nearest returns the one of words that was probably meant by word, or "".
+func nearest(word string, words []string) string {
+	best, found := (len(word)+2)/3+1, ""
+	for _, w := range words {
+		if d := distance(strings.ToLower(word), strings.ToLower(w)); d < best && d < len(w) {
+			best, found = d, w
+		}
+	}
+	return found
+}
+
+// distance is how many bytes must be put in, taken out, replaced or swapped with
+// the next one to make b of a.
+func distance(a, b string) int {
+	rows := [3][]int{make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)}
+	before, last, row := rows[0], rows[1], rows[2]
+	for j := range last {
+		last[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
+		}
+		before, last, row = last, row, before
+	}
+	return last[len(b)]
+}

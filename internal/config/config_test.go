@@ -1,0 +1,256 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/BurntSushi/toml"
+	"github.com/google/go-cmp/cmp"
+)
+
+const example = `# All of it.
+[repository]
+url = "s3://bucket/prefix?region=eu-1" # the bucket
+recipients = [
+  "age1one", # laptop
+  "age1two",
+]
+
+[upload]
+limit = "10 MiB/s"
+parallel = 8
+
+# Everybody's files.
+[[source]]
+name = "home"
+path = "/home"
+mode = "btrfs"
+exclude = ["*.tmp", "/ann/.cache/"]
+snapshots = "/mnt/pool/.secrate"
+
+[[source]]
+name = "nas"
+mode = "stream"
+`
+
+func exampleConfig() *Config {
+	return &Config{
+		Repository: Repository{URL: "s3://bucket/prefix?region=eu-1", Recipients: []string{"age1one", "age1two"}},
+		Upload:     Upload{Limit: 10 << 20, Parallel: 8},
+		Sources: []Source{
+			{Name: "home", Path: "/home", Mode: Btrfs, Exclude: []string{"*.tmp", "/ann/.cache/"}, Snapshots: "/mnt/pool/.secrate"},
+			{Name: "nas", Mode: Stream},
+		},
+	}
+}
+
+func TestParse(t *testing.T) {
+	got, err := Parse("config.toml", []byte(example))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(exampleConfig(), got); diff != "" {
+		t.Errorf("config (-want +got):\n%s", diff)
+	}
+	s, err := got.Source("nas")
+	if err != nil || s != &got.Sources[1] {
+		t.Errorf("Source(nas) = %v, %v", s, err)
+	}
+	_, err = got.Source("hone")
+	var ue *UnknownSourceError
+	if !errors.As(err, &ue) || ue.Hint() != "did you mean home? sources are home, nas" {
+		t.Errorf("Source(hone): %v", err)
+	}
+}
+
+func TestParseErrors(t *testing.T) {
+	const repo = "[repository]\nurl = \"/r\"\n"
+	tests := []struct {
+		name string
+		text string
+		want string // all lines of the error
+	}{
+		{"no TOML", repo + "parallel 4\n", "f:3: expected '.' or '=', but got '4' instead"},
+		{"a key twice", repo + "url = \"x\"\n", "f:3: Key 'repository.url' has already been defined."},
+		{"not UTF-8", repo + "# \xff\n", "f:3: not UTF-8"},
+		{"empty", "", "f: repository.url: missing; it says where the repository is, as in s3://BUCKET/PREFIX or file:///DIR"},
+		{"no url", "\n[repository]\n", "f:2: repository.url: missing; it says where the repository is, as in s3://BUCKET/PREFIX or file:///DIR"},
+		{"an unknown key", repo + "recipient = []\n", "f:3: repository.recipient: unknown key, did you mean repository.recipients?"},
+		{"in another case", "[repository]\nURL = \"/r\"\n", "f:2: repository.URL: unknown key, did you mean repository.url?"},
+		{"a key in the wrong table", repo + "parallel = 4\n", "f:3: repository.parallel: unknown key, did you mean upload.parallel?"},
+		{"a key like no other", repo + "colour = 4\n", "f:3: repository.colour: unknown key"},
+		{"unknown in an inline table", "repository = {url = \"/r\", urk = 1}\n", "f:1: repository.urk: unknown key, did you mean repository.url?"},
+		{"an unknown table", repo + "[[sources]]\nname = \"a\"\n", "f:3: sources: unknown key, did you mean source?"},
+		{"in the second source", repo + "[[source]]\nname = \"a\"\nmode = \"stream\"\n[[source]]\nname = \"b\"\nmode = \"stream\"\nexlude = []\n", "f:9: source.exlude: unknown key, did you mean source.exclude?"},
+		{"two at once", repo + "[upload]\nparalel = 1\nlimitt = 2\n", "f:4: upload.paralel: unknown key, did you mean upload.parallel?\nf:5: upload.limitt: unknown key, did you mean upload.limit?"},
+		{"a table that is a number", "repository = 1\n", "f:1: repository: is a number, must be a table"},
+		{"a number that is a string", repo + "[upload]\nparallel = \"4\"\n", "f:4: upload.parallel: is a string, must be a number"},
+		{"a list that is a string", repo + "recipients = \"age1\"\n", "f:3: repository.recipients: is a string, must be a list of strings"},
+		{"a list of numbers", repo + "recipients = [1]\n", "f:3: repository.recipients: is a list of something else, must be a list of strings"},
+		{"a single source", repo + "[source]\nname = \"a\"\n", "f:3: source: is a table, must be a [[table]]"},
+		{"an empty recipient", repo + "recipients = [\"\"]\n", "f:3: repository.recipients: has an empty recipient"},
+		{"a limit without a unit", repo + "[upload]\nlimit = \"10\"\n", "f:4: upload.limit: \"10\" is no rate; write a number and a unit, as in 10 MiB/s, 500 kB/s or 20 Mbit/s"},
+		{"none in parallel", repo + "[upload]\nparallel = 0\n", "f:4: upload.parallel: is 0, must be 1 to 64"},
+		{"a name twice", repo + "[[source]]\nname = \"a\"\nmode = \"stream\"\n[[source]]\nmode = \"stream\"\nname = \"a\"\n", "f:8: source.name: a is taken by the source in line 4"},
+		{"a bad name", repo + "[[source]]\nname = \"a b\"\nmode = \"stream\"\n", "f:4: source.name: \"a b\" has other characters than A-Z, a-z, 0-9, dot, dash and underscore"},
+		{"no name", repo + "[[source]]\nmode = \"stream\"\n", "f:3: source.name: missing"},
+		{"no mode", repo + "[[source]]\nname = \"a\"\npath = \"/a\"\n", "f:3: source.mode: missing; it is one of btrfs, zfs, files, stream"},
+		{"an unknown mode", repo + "[[source]]\nname = \"a\"\npath = \"/a\"\nmode = \"btfrs\"\n", "f:6: source.mode: \"btfrs\" is not one of btrfs, zfs, files, stream; did you mean btrfs?"},
+		{"no path", repo + "[[source]]\nname = \"a\"\nmode = \"btrfs\"\n", "f:3: source.path: missing"},
+		{"a relative path", repo + "[[source]]\nname = \"a\"\nmode = \"btrfs\"\npath = \"a\"\n", "f:6: source.path: \"a\" is not absolute"},
+		{"a stream with a path", repo + "[[source]]\nname = \"a\"\nmode = \"stream\"\npath = \"/a\"\n", "f:6: source.path: a source of mode stream has none: it is fed by secrate ingest"},
+		{"below a string of many lines", "[repository]\nurl = '''\n/r\n[[source]]\n'''\n[x]\n", "f:6: x: unknown key"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Parse("f", []byte(tt.text))
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if diff := cmp.Diff(tt.want, err.Error()); diff != "" {
+				t.Errorf("error (-want +got):\n%s", diff)
+			}
+			var ce *Error
+			if !errors.As(err, &ce) || ce.File != "f" {
+				t.Errorf("error is %T, want an *Error in it", err)
+			}
+		})
+	}
+}
+
+// TestSchema holds the schema against the types.
+func TestSchema(t *testing.T) {
+	got := map[string]kind{}
+	var walk func(prefix string, rt reflect.Type)
+	walk = func(prefix string, rt reflect.Type) {
+		for i := range rt.NumField() {
+			f := rt.Field(i)
+			name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
+			key := prefix + name
+			switch {
+			case f.Type == reflect.TypeFor[Rate]():
+				got[key] = kindString
+			case f.Type.Kind() == reflect.String:
+				got[key] = kindString
+			case f.Type.Kind() == reflect.Int:
+				got[key] = kindInt
+			case f.Type.Kind() == reflect.Struct:
+				got[key] = kindTable
+				walk(key+".", f.Type)
+			case f.Type.Elem().Kind() == reflect.String:
+				got[key] = kindList
+			default:
+				got[key] = kindTables
+				walk(key+".", f.Type.Elem())
+			}
+		}
+	}
+	walk("", reflect.TypeFor[Config]())
+	if diff := cmp.Diff(got, schema); diff != "" {
+		t.Errorf("schema (-types +schema):\n%s", diff)
+	}
+}
+
+func TestRate(t *testing.T) {
+	tests := []struct {
+		text string
+		want Rate
+		form string
+	}{
+		{"", 0, ""},
+		{"0", 0, ""},
+		{"10 MiB/s", 10 << 20, "10 MiB/s"},
+		{"10MiB", 10 << 20, "10 MiB/s"},
+		{" 1.5 KiB/s ", 1536, "1536 B/s"},
+		{"1 GB/s", 1e9, "1000000000 B/s"},
+		{"20 Mbit/s", 2_500_000, "2500000 B/s"},
+		{"500 kB/s", 500_000, "500000 B/s"},
+		{"2048 B/s", 2048, "2 KiB/s"},
+	}
+	for _, tt := range tests {
+		got, err := ParseRate(tt.text)
+		if err != nil || got != tt.want || got.String() != tt.form {
+			t.Errorf("ParseRate(%q) = %d (%v), %v; want %d (%s)", tt.text, got, got, err, tt.want, tt.form)
+		}
+		if again, err := ParseRate(got.String()); err != nil || again != got {
+			t.Errorf("%v reads back as %d, %v", got, again, err)
+		}
+	}
+	for _, s := range []string{"10", "x", "-1 MiB/s", "10 miles", "1.2.3 MiB/s", "MiB/s", "1e3 MiB/s", "0.1 B/s", "9999999 TiB/s", "10 MiB/h"} {
+		if r, err := ParseRate(s); err == nil {
+			t.Errorf("ParseRate(%q) = %d, want an error", s, r)
+		}
+	}
+}
+
+func TestCheckName(t *testing.T) {
+	for _, name := range []string{"a", "home", "A.b-c_9", "_x", strings.Repeat("x", 64)} {
+		if err := CheckName(name); err != nil {
+			t.Errorf("CheckName(%q): %v", name, err)
+		}
+	}
+	for _, name := range []string{"", ".", "..", ".a", "-a", "a/b", "a b", "é", "a\x00", strings.Repeat("x", 65)} {
+		if err := CheckName(name); err == nil {
+			t.Errorf("CheckName(%q): no error", name)
+		}
+	}
+}
+
+// FuzzScan holds the layout against the library that says what TOML means.
+func FuzzScan(f *testing.F) {
+	f.Add([]byte(example))
+	for _, s := range []string{
+		"a = 1", "a.b.'c d' = [[1, 2], {x = 1}]\r\n[t.\"q\\\"\"]\nx = \"\"\"a\n\\\n\"\"\"\"\"\n# c", "[[a]]\nb = {c = {d = [ # x\n{e = 1}]}}\n[a.f]\n",
+		"d = 1979-05-27 07:32:00\nt = 07:32:00\nf = 1e5\ninf = -inf",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		l := scan(text)
+		lines := strings.Count(string(text), "\n") + 1
+		for _, it := range l {
+			if it.line < 1 || it.line > lines || it.start < 0 || it.start > len(text) || it.end > len(text) {
+				t.Fatalf("item %+v of %d bytes in %d lines", it, len(text), lines)
+			}
+		}
+		var m map[string]any
+		md, err := toml.Decode(string(text), &m)
+		if err != nil {
+			return
+		}
+		var got []string
+		for _, it := range l {
+			got = append(got, it.key.String())
+			if at := 1 + strings.Count(string(text[:it.start]), "\n"); it.line != at {
+				t.Errorf("%s in line %d, its bytes in line %d", it.key, it.line, at)
+			}
+		}
+		for _, key := range md.Keys() {
+			if k := key.String(); !slices.Contains(got, k) && !slices.ContainsFunc(got, func(g string) bool { return strings.HasPrefix(g, k+".") }) {
+				t.Errorf("%s is not in the layout: %q", k, got)
+			}
+		}
+		if _, _, ok := l.block(text, "source", 0); ok != (l.nth("source", 0) >= 0) {
+			t.Error("block and nth disagree")
+		}
+	})
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(example))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if c, err := Parse("f", text); (c == nil) == (err == nil) {
+			t.Fatalf("%v, %v", c, err)
+		}
+	})
+}
+
+func ExampleError() {
+	_, err := Parse("/etc/secrate/config.toml", []byte("[repository]\nurl = \"/srv/r\"\nrecipient = [\"age1…\"]\n"))
+	fmt.Println(err)
+	// Output: /etc/secrate/config.toml:3: repository.recipient: unknown key, did you mean repository.recipients?
+}

@@ -1,0 +1,116 @@
+package localfs
+
+import (
+	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/secrate/secrate/internal/filetree"
+)
+
+// A File is a regular file, open for reading. Its methods may be called
+// concurrently.
+type File struct {
+	h  handle
+	st unix.Statx_t // when it was opened
+}
+
+// Close closes f.
+func (f *File) Close() error { return f.h.close() }
+
+// Size returns the size that the file had when it was opened.
+func (f *File) Size() int64 { return int64(f.st.Size) }
+
+// Stat returns the attributes that the file had when it was opened.
+func (f *File) Stat() (Stat, error) { return f.h.stat(&f.st) }
+
+// Changed reports whether content or attributes have changed since the file was
+// opened. Kernels before 6.13 do not tell changes within one tick (up to 10 ms)
+// from each other.
+func (f *File) Changed() (bool, error) {
+	var st unix.Statx_t
+	if err := f.h.statx(&st); err != nil {
+		return false, err
+	}
+	return st.Ctime != f.st.Ctime || st.Mtime != f.st.Mtime || st.Size != f.st.Size, nil
+}
+
+// ReadAt reads as io.ReaderAt says.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	n := 0
+	for n < len(p) {
+		m, err := retry(func() (int, error) { return unix.Pread(f.h.fd, p[n:], off+int64(n)) })
+		if err != nil {
+			return n, fmt.Errorf("read at %d: %w", off+int64(n), err)
+		}
+		if m == 0 {
+			return n, io.EOF
+		}
+		n += m
+	}
+	return n, nil
+}
+
+// smallFile is the size up to which a file with enough blocks is taken to have no
+// holes. Blocks beyond its end and those of attributes count too, so a larger file
+// is asked.
+const smallFile = 64 << 10
+
+// Segments returns what is data and what is a hole from from to to, or to the size
+// the file had when it was opened. The segments have no gaps, and data and holes
+// alternate. A file system that has no holes, or does not tell, has only data.
+//
+// There may be a segment for every 4 KiB: whoever does not trust the file asks
+// for a part of it at a time.
+func (f *File) Segments(from, to int64) ([]filetree.Segment, error) {
+	to = min(to, f.Size())
+	if from < 0 || from >= to {
+		return nil, nil
+	}
+	if f.Size() <= smallFile && f.st.Blocks*512 >= f.st.Size {
+		return []filetree.Segment{segment(from, to, false)}, nil
+	}
+	var segs []filetree.Segment
+	for pos := from; pos < to; {
+		// A hole is asked for first: in a file without one, this is the only call.
+		end, err := f.seek(pos, to, unix.SEEK_HOLE)
+		if err != nil {
+			return nil, err
+		}
+		hole := end == pos
+		if hole {
+			if end, err = f.seek(pos, to, unix.SEEK_DATA); err != nil {
+				return nil, err
+			}
+			if end == pos { // written between the two calls
+				end, hole = min(to, pos+1<<20), false
+			}
+		}
+		if n := len(segs); n > 0 && segs[n-1].Hole == hole {
+			segs[n-1].Length = end - segs[n-1].Offset
+		} else {
+			segs = append(segs, segment(pos, end, hole))
+		}
+		pos = end
+	}
+	return segs, nil
+}
+
+func segment(from, to int64, hole bool) filetree.Segment {
+	return filetree.Segment{Range: filetree.Range{Offset: from, Length: to - from}, Hole: hole}
+}
+
+// seek returns where, from pos on, the next data or hole begins; to at the latest.
+func (f *File) seek(pos, to int64, whence int) (int64, error) {
+	next, err := unix.Seek(f.h.fd, pos, whence)
+	switch {
+	case err == unix.ENXIO: // no more data, or the file has become shorter
+		return to, nil
+	case err != nil && unsupported(err):
+		return to, nil // SEEK_HOLE is asked first: all data
+	case err != nil:
+		return 0, fmt.Errorf("holes after %d: %w", pos, err)
+	}
+	return max(pos, min(next, to)), nil
+}

@@ -1,0 +1,104 @@
+package status
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// A Result is what came of a source the last times.
+type Result struct {
+	Success *Success `json:"success,omitempty"` // nil: never yet
+	Failure *Failure `json:"failure,omitempty"`
+}
+
+// A Success is a run that did all it should.
+type Success struct {
+	Time     time.Time `json:"time"`     // when it ended
+	Seq      uint64    `json:"seq"`      // of the newest snapshot in the history
+	Snapshot string    `json:"snapshot"` // its name in the file system
+	Uploaded int64     `json:"uploaded"` // bytes, in this run
+}
+
+// A Failure is a run that did not.
+type Failure struct {
+	Time  time.Time `json:"time"`
+	Error string    `json:"error"`
+}
+
+// Failing reports whether the last run failed.
+func (r Result) Failing() bool {
+	return r.Failure != nil && (r.Success == nil || r.Failure.Time.After(r.Success.Time))
+}
+
+const (
+	resultsFile = "results.json"
+	resultsLock = "results.lock"
+)
+
+// Results returns the results by the names of the sources, which may be none.
+func Results(dir string) (map[string]Result, error) {
+	path := filepath.Join(dir, resultsFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return map[string]Result{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	results := map[string]Result{}
+	if err := json.Unmarshal(b, &results); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return results, nil
+}
+
+// RecordSuccess records that a run of the source succeeded; the failure before it
+// stays on record. A zero s.Time is now.
+func RecordSuccess(dir, source string, s Success) error {
+	if s.Time.IsZero() {
+		s.Time = time.Now().Round(0)
+	}
+	return update(dir, func(m map[string]Result) {
+		r := m[source]
+		r.Success = &s
+		m[source] = r
+	})
+}
+
+// RecordFailure records that a run of the source failed now; the success before
+// it stays on record.
+func RecordFailure(dir, source string, err error) error {
+	f := &Failure{Time: time.Now().Round(0), Error: err.Error()}
+	return update(dir, func(m map[string]Result) {
+		r := m[source]
+		r.Failure = f
+		m[source] = r
+	})
+}
+
+// Forget removes what is recorded of a source that is no more.
+func Forget(dir, source string) error {
+	return update(dir, func(m map[string]Result) { delete(m, source) })
+}
+
+func update(dir string, change func(map[string]Result)) error {
+	lock, err := lockFile(filepath.Join(dir, resultsLock), 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	path := filepath.Join(dir, resultsFile)
+	removeTemps(path)
+	results, err := Results(dir)
+	if err != nil {
+		// It says nothing that the next runs will not say again.
+		results = map[string]Result{}
+	}
+	change(results)
+	return writeJSON(path, results, true)
+}

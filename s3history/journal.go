@@ -1,0 +1,272 @@
+package s3history
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/crashpoint"
+	"github.com/secrate/secrate/s3history/store"
+)
+
+// The journal remembers, over a crash, what is in the store and not yet named by any
+// manifest. It is a directory of small files:
+//
+//	pack-<sha>.new   written before the pack is put: it may be in the store
+//	pack-<sha>.done  renamed after: it is
+//	segment-<sha>    a manifest segment that is in the store
+//	commit-<source>  the root that is about to be put: the snapshot is as good as made
+//
+// Losing a pack file costs an upload, losing a commit file (to a power cut, before it
+// was synced) nothing, since the root is put after the sync.
+type journal struct {
+	dir string
+	// leftover is what packs of earlier, unfinished runs hold, by content id.
+	leftover map[[16]byte]leftoverSlice
+	packs    []*leftoverPack
+	mu       sync.Mutex // guards started
+	started  []string   // files of the packs and segments of the update at work
+}
+
+type leftoverPack struct {
+	pack catalog.Pack
+	id   catalog.PackID // 0 until it is used
+}
+
+type leftoverSlice struct {
+	pack                 *leftoverPack
+	blob, offset, length uint32
+}
+
+// packFile is a pack-<sha> file.
+type packFile struct {
+	SHA    []byte       `cbor:"1,keyasint"`
+	Size   int64        `cbor:"2,keyasint"`
+	Key    []byte       `cbor:"3,keyasint"`
+	Blobs  []uint32     `cbor:"4,keyasint"`
+	Slices []indexEntry `cbor:"5,keyasint"`
+}
+
+// commitFile is a commit-<source> file.
+type commitFile struct {
+	Name     string   `cbor:"1,keyasint"` // of the source
+	Ident    string   `cbor:"2,keyasint"`
+	Seq      uint64   `cbor:"3,keyasint"`
+	Root     []byte   `cbor:"4,keyasint"` // the object
+	Segments [][]byte `cbor:"5,keyasint"` // their names
+}
+
+func openJournal(stateDir string) (*journal, error) {
+	j := &journal{dir: filepath.Join(stateDir, "journal"), leftover: map[[16]byte]leftoverSlice{}}
+	if err := os.MkdirAll(j.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	return j, nil
+}
+
+// write makes a file of the journal, whole or not at all. Where sync is false a power
+// cut may take it back; a crash of the process does not.
+func (j *journal) write(name string, b []byte, sync bool) error {
+	tmp := filepath.Join(j.dir, "tmp-"+name)
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	_, err = f.Write(b)
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		crashpoint.Here("journal before " + name)
+		err = os.Rename(tmp, filepath.Join(j.dir, name))
+	}
+	if err == nil && sync {
+		err = syncDir(j.dir)
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("journal: %w", err)
+	}
+	crashpoint.Here("journal after " + name)
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+func (j *journal) remove(name string) error {
+	err := os.Remove(filepath.Join(j.dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// packStarted notes a pack that is about to be put; done notes that it was.
+func (j *journal) packStarted(p catalog.Pack, slices []indexEntry) (done func() error, err error) {
+	b, err := encMode.Marshal(packFile{p.SHA[:], p.Size, p.Key, flatBlobs(p.Blobs), slices})
+	if err != nil {
+		return nil, err
+	}
+	name := fmt.Sprintf("pack-%x", p.SHA)
+	j.mu.Lock()
+	j.started = append(j.started, name+".new", name+".done")
+	j.mu.Unlock()
+	if err := j.write(name+".new", b, false); err != nil {
+		return nil, err
+	}
+	return func() error {
+		if err := os.Rename(filepath.Join(j.dir, name+".new"), filepath.Join(j.dir, name+".done")); err != nil {
+			return fmt.Errorf("journal: %w", err)
+		}
+		return nil
+	}, nil
+}
+
+// keepUnused is how long packs that nothing has asked for are remembered.
+const keepUnused = 90 * 24 * time.Hour
+
+// load reads what earlier runs left. Packs that were put, or may have been and are
+// found in the store, can be used; the others are forgotten.
+func (j *journal) load(ctx context.Context, s store.Store) error {
+	names, err := os.ReadDir(j.dir)
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	for _, e := range names {
+		name := e.Name()
+		switch {
+		case strings.HasPrefix(name, "tmp-"):
+			j.remove(name)
+		case strings.HasPrefix(name, "pack-"):
+			if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > keepUnused {
+				j.remove(name)
+				continue
+			}
+			if err := j.loadPack(ctx, s, name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (j *journal) loadPack(ctx context.Context, s store.Store, name string) error {
+	b, err := os.ReadFile(filepath.Join(j.dir, name))
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	var f packFile
+	if err := decMode.Unmarshal(b, &f); err != nil || len(f.SHA) != 32 {
+		return j.remove(name) // cut by a power failure
+	}
+	p := &leftoverPack{pack: catalog.Pack{SHA: [32]byte(f.SHA), Size: f.Size, Key: f.Key}}
+	if p.pack.Blobs, err = parseBlobs(f.Blobs); err != nil {
+		return j.remove(name)
+	}
+	if strings.HasSuffix(name, ".new") {
+		o, err := s.Stat(ctx, packObject(p.pack.SHA))
+		switch {
+		case errors.Is(err, store.ErrNotExist), errors.Is(err, store.ErrPermission), err == nil && o.Size != f.Size:
+			return j.remove(name)
+		case err != nil:
+			return fmt.Errorf("look for pack %x: %w", f.SHA, err)
+		}
+	}
+	j.packs = append(j.packs, p)
+	for _, s := range f.Slices {
+		if len(s.CID) == 16 {
+			j.leftover[[16]byte(s.CID)] = leftoverSlice{p, s.Blob, s.Offset, s.Length}
+		}
+	}
+	return nil
+}
+
+// find returns where content is that an unfinished run uploaded.
+func (j *journal) find(cat *catalog.DB, cid [16]byte) ([]catalog.Part, error) {
+	s, ok := j.leftover[cid]
+	if !ok {
+		return nil, nil
+	}
+	if s.pack.id == 0 {
+		var err error
+		if s.pack.id, err = cat.AddPack(s.pack.pack); err != nil {
+			return nil, err
+		}
+	}
+	return []catalog.Part{{Length: int64(s.length), Pack: s.pack.id, Blob: s.blob, Offset: s.offset}}, nil
+}
+
+// commits returns the snapshots that were as good as made.
+func (j *journal) commits() ([]commitFile, error) {
+	names, err := filepath.Glob(filepath.Join(j.dir, "commit-*"))
+	if err != nil {
+		return nil, err
+	}
+	var all []commitFile
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return nil, fmt.Errorf("journal: %w", err)
+		}
+		var c commitFile
+		if err := decMode.Unmarshal(b, &c); err != nil {
+			return nil, fmt.Errorf("journal: %s: %w", name, err)
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+func (j *journal) segment(name []byte) ([]byte, error) {
+	b, err := os.ReadFile(filepath.Join(j.dir, fmt.Sprintf("segment-%x", name)))
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	return b, nil
+}
+
+// committed forgets what the catalog has now. The commit file goes first; what a crash
+// leaves of the others is content that is known twice.
+func (j *journal) committed(ident string) error {
+	if err := j.remove("commit-" + ident); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	j.mu.Lock()
+	names := j.started
+	j.started = nil
+	j.mu.Unlock()
+	for _, p := range j.packs {
+		if p.id != 0 {
+			names = append(names, fmt.Sprintf("pack-%x.new", p.pack.SHA), fmt.Sprintf("pack-%x.done", p.pack.SHA))
+		}
+	}
+	for _, n := range names {
+		if err := j.remove(n); err != nil {
+			return fmt.Errorf("journal: %w", err)
+		}
+	}
+	return nil
+}
+
+// rolledBack forgets the numbers that packs had in a catalog transaction that is no
+// more. What they hold can still be used, by the next update.
+func (j *journal) rolledBack() {
+	for _, p := range j.packs {
+		p.id = 0
+	}
+}

@@ -1,0 +1,382 @@
+package s3history
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/s3history/store"
+)
+
+// An Index is what the manifests of one writer say without their segments: its
+// sources and their snapshots.
+type Index struct {
+	store   store.Store
+	writer  WriterIdentity
+	Sources []IndexedSource
+	// Problems are what is wrong with the history: manifests that are missing,
+	// damaged or forked. What can be read is read all the same.
+	Problems []error
+}
+
+// An IndexedSource is one source in an Index.
+type IndexedSource struct {
+	Name  string
+	ident string
+	roots []indexedRoot // by seq
+	check []metaName    // checkpoints, by seq
+}
+
+type indexedRoot struct {
+	name metaName
+	obj  []byte
+	root root
+}
+
+// Snapshots returns what can be said of the source's snapshots, in order.
+func (s *IndexedSource) Snapshots() []Snapshot {
+	var out []Snapshot
+	for _, r := range s.roots {
+		out = append(out, r.snapshot(s.Name))
+	}
+	return out
+}
+
+func (r *indexedRoot) snapshot(source string) Snapshot {
+	s := Snapshot{Source: source, Seq: r.root.Seq, Root: r.name.sha, Partial: r.root.Flags&flagPartial != 0,
+		Files: r.root.Stats.Files, Bytes: r.root.Stats.Bytes,
+		Manifest: r.root.manifestSize(r.obj),
+		Objects:  int(r.root.Stats.Packs) + len(metaPrefixes)*(1+len(r.root.Segments)),
+		Info: SnapshotInfo{Time: filetree.Time{Sec: r.root.Time[0], Nsec: uint32(r.root.Time[1])},
+			Origin: string(r.root.Origin), Host: string(r.root.Host)}}
+	copy(s.Info.GUID[:], r.root.GUID)
+	s.Uploaded = int64(r.root.Stats.PackBytes) + int64(len(metaPrefixes))*s.Manifest
+	return s
+}
+
+// parallelRoots is how many roots are read at once.
+const parallelRoots = 16
+
+// ReadIndex reads all roots of a writer.
+func ReadIndex(ctx context.Context, s store.Store, w WriterIdentity) (*Index, error) {
+	x := &Index{store: s, writer: w}
+	names := map[metaName]bool{}
+	var listErrs []error
+	for _, prefix := range metaPrefixes {
+		for o, err := range s.List(ctx, prefix+w.ID+"/") {
+			if err != nil {
+				listErrs = append(listErrs, err)
+				break
+			}
+			n, err := parseMetaName(o.Key[len(prefix):])
+			if err != nil {
+				x.Problems = append(x.Problems, err)
+				continue
+			}
+			names[n] = true
+		}
+	}
+	if len(listErrs) == len(metaPrefixes) {
+		return nil, listErrs[0]
+	}
+	x.Problems = append(x.Problems, listErrs...)
+	bySource := map[string][]metaName{}
+	for n := range names {
+		if n.kind != kindSegment {
+			bySource[n.source] = append(bySource[n.source], n)
+		}
+	}
+	for _, ident := range slices.Sorted(maps.Keys(bySource)) {
+		if err := x.readSource(ctx, ident, bySource[ident]); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(x.Sources, func(a, b IndexedSource) int { return cmp.Compare(a.Name, b.Name) })
+	return x, nil
+}
+
+func (x *Index) readSource(ctx context.Context, ident string, names []metaName) error {
+	src := IndexedSource{ident: ident}
+	var mu sync.Mutex // guards src and x.Problems
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelRoots)
+	for _, n := range names {
+		if n.kind == kindCheckpoint {
+			src.check = append(src.check, n)
+			continue
+		}
+		g.Go(func() error {
+			r := indexedRoot{name: n}
+			var err error
+			r.obj, err = readManifest(gctx, x.store, n)
+			if err == nil {
+				place := metaPlace{x.writer.Repo, n.writer, n.source, n.seq, labelRoot, 0}
+				if err = openManifest(x.writer.Key, place, r.obj, &r.root); err == nil {
+					err = r.root.check(place)
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case gctx.Err() != nil:
+				return gctx.Err()
+			case err != nil:
+				x.Problems = append(x.Problems, fmt.Errorf("manifest of #%d: %w", n.seq, err))
+			default:
+				src.roots = append(src.roots, r)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	slices.SortFunc(src.roots, func(a, b indexedRoot) int {
+		return cmp.Or(cmp.Compare(a.name.seq, b.name.seq), slices.Compare(a.name.sha[:], b.name.sha[:]))
+	})
+	slices.SortFunc(src.check, func(a, b metaName) int { return cmp.Compare(a.seq, b.seq) })
+	if len(src.roots) > 0 {
+		src.Name = string(src.roots[0].root.Source)
+	} else if name, err := x.checkpointName(ctx, src.check); err == nil {
+		src.Name = name
+	} else {
+		x.Problems = append(x.Problems, fmt.Errorf("source %s: no manifest can be read", ident))
+		return nil
+	}
+	x.findForks(&src)
+	x.Sources = append(x.Sources, src)
+	return nil
+}
+
+func (x *Index) checkpointName(ctx context.Context, names []metaName) (string, error) {
+	err := error(filetree.ErrNotExist)
+	for _, n := range names {
+		var r root
+		if _, r, err = x.readCheckpoint(ctx, n); err == nil {
+			return string(r.Source), nil
+		}
+	}
+	return "", err
+}
+
+// findForks drops, of two roots with one number, the one that the next root does not
+// follow, and says so.
+func (x *Index) findForks(src *IndexedSource) {
+	followed := map[[32]byte]bool{}
+	for _, r := range src.roots {
+		if len(r.root.Prev) == 32 {
+			followed[[32]byte(r.root.Prev)] = true
+		}
+	}
+	var kept []indexedRoot
+	for i := 0; i < len(src.roots); {
+		j := i + 1
+		for j < len(src.roots) && src.roots[j].name.seq == src.roots[i].name.seq {
+			j++
+		}
+		pick := i
+		for k := i; k < j; k++ {
+			if followed[src.roots[k].name.sha] {
+				pick = k
+				break
+			}
+		}
+		if j-i > 1 {
+			x.Problems = append(x.Problems, fmt.Errorf("%s: %d manifests say they are #%d: the history is forked; the one that the next follows is taken",
+				src.Name, j-i, src.roots[i].name.seq))
+		}
+		kept = append(kept, src.roots[pick])
+		i = j
+	}
+	src.roots = kept
+	for i, r := range kept {
+		switch {
+		case i == 0 && r.name.seq > 1:
+			x.Problems = append(x.Problems, fmt.Errorf("%s: #1 to #%d are missing", src.Name, r.name.seq-1))
+		case i > 0 && r.name.seq > kept[i-1].name.seq+1:
+			x.Problems = append(x.Problems, fmt.Errorf("%s: #%d to #%d are missing", src.Name, kept[i-1].name.seq+1, r.name.seq-1))
+		case i > 0 && string(r.root.Prev) != string(kept[i-1].name.sha[:]):
+			x.Problems = append(x.Problems, fmt.Errorf("%s: #%d does not follow the #%d that is stored: the history was changed", src.Name, r.name.seq, kept[i-1].name.seq))
+		}
+	}
+}
+
+// readManifest reads a manifest object, from the first place that has it whole.
+func readManifest(ctx context.Context, s store.Store, n metaName) ([]byte, error) {
+	var errs []error
+	for _, prefix := range metaPrefixes {
+		obj, err := getObject(ctx, s, prefix+n.String(), n.sha, maxManifestObj)
+		if err == nil {
+			return obj, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (x *Index) readCheckpoint(ctx context.Context, n metaName) (obj []byte, r root, err error) {
+	if obj, err = readManifest(ctx, x.store, n); err != nil {
+		return nil, r, err
+	}
+	place := metaPlace{x.writer.Repo, n.writer, n.source, n.seq, labelCheckpoint, 0}
+	if err := openManifest(x.writer.Key, place, obj, &r); err != nil {
+		return nil, r, err
+	}
+	if r.Flags&flagCheckpoint == 0 {
+		return nil, r, fmt.Errorf("%s is no checkpoint: %w", n, ErrFormat)
+	}
+	return obj, r, r.check(place)
+}
+
+// A LoadStep says how far Load has come.
+type LoadStep func(source string, seq, of uint64)
+
+// LoadAll brings the whole history of a source into a catalog, in a transaction of
+// its own. What is missing is healed by the next checkpoint.
+func (x *Index) LoadAll(ctx context.Context, db *catalog.DB, src *IndexedSource, step LoadStep) (catalog.Source, error) {
+	return x.load(ctx, db, src, 1, lastSeq(src), step)
+}
+
+// LoadAt brings as much of a source's history into a catalog as is needed to know its
+// state at snapshot seq.
+func (x *Index) LoadAt(ctx context.Context, db *catalog.DB, src *IndexedSource, seq uint64, step LoadStep) (catalog.Source, error) {
+	return x.load(ctx, db, src, seq, seq, step)
+}
+
+func lastSeq(src *IndexedSource) uint64 {
+	last := uint64(0)
+	if n := len(src.roots); n > 0 {
+		last = src.roots[n-1].name.seq
+	}
+	if n := len(src.check); n > 0 {
+		last = max(last, src.check[n-1].seq)
+	}
+	return last
+}
+
+// load makes the catalog know the states at from and all after it up to to.
+func (x *Index) load(ctx context.Context, db *catalog.DB, src *IndexedSource, from, to uint64, step LoadStep) (catalog.Source, error) {
+	source, err := db.AddSource(x.writer.ID, src.ident, src.Name)
+	if err != nil {
+		return source, err
+	}
+	if err := db.Begin(); err != nil {
+		return source, err
+	}
+	defer db.Rollback()
+	have := uint64(0) // the state in the catalog; 0 is the empty one
+	if n, err := x.startAt(ctx, db, source, src, from); err != nil {
+		return source, err
+	} else if n > 0 {
+		have = n
+	}
+	for i := range src.roots {
+		r := &src.roots[i]
+		seq := r.name.seq
+		if seq <= have || seq > to {
+			continue
+		}
+		if seq != have+1 && r.root.Flags&flagFull == 0 {
+			// Something is missing before it: a checkpoint may know better.
+			n, err := x.startAt(ctx, db, source, src, seq)
+			if err != nil {
+				return source, err
+			}
+			if n > have {
+				have = n
+			}
+			if seq <= have {
+				continue
+			}
+			x.Problems = append(x.Problems, fmt.Errorf("%s: state at #%d: a manifest before it is missing; files changed there are shown as they were", src.Name, seq))
+		}
+		if step != nil {
+			step(src.Name, seq, to)
+		}
+		if err := x.apply(ctx, db, source, &r.root, r.obj, labelRoot); err != nil {
+			if ctx.Err() != nil {
+				return source, ctx.Err()
+			}
+			x.Problems = append(x.Problems, fmt.Errorf("%s: #%d: %w", src.Name, seq, err))
+			continue
+		}
+		have = seq
+	}
+	// What is missing at the end may be in a checkpoint.
+	if have < to {
+		if _, err := x.startAt(ctx, db, source, src, to); err != nil {
+			return source, err
+		}
+	}
+	return source, db.Commit()
+}
+
+// startAt brings the catalog to the newest checkpoint at or before seq, if that is
+// newer than what it has, and returns its number; 0 when there is none.
+func (x *Index) startAt(ctx context.Context, db *catalog.DB, source catalog.Source, src *IndexedSource, seq uint64) (uint64, error) {
+	head, err := db.Head(source.ID)
+	if err != nil {
+		return 0, err
+	}
+	for _, n := range slices.Backward(src.check) {
+		if n.seq > seq || n.seq <= head.Seq {
+			continue
+		}
+		obj, r, err := x.readCheckpoint(ctx, n)
+		if err == nil {
+			if err = db.At(source.ID, n.seq).EndAll(); err == nil {
+				err = x.apply(ctx, db, source, &r, obj, labelCheckpoint)
+			}
+		}
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+		if err != nil {
+			x.Problems = append(x.Problems, fmt.Errorf("%s: checkpoint #%d: %w", src.Name, n.seq, err))
+			continue
+		}
+		return n.seq, nil
+	}
+	return 0, nil
+}
+
+func (x *Index) apply(ctx context.Context, db *catalog.DB, source catalog.Source, r *root, obj []byte, label string) error {
+	place := metaPlace{x.writer.Repo, source.Writer, source.Ident, r.Seq, label, 0}
+	if err := db.Savepoint(); err != nil {
+		return err
+	}
+	_, err := applyRoot(db, source, x.writer.Key, place, r, obj, func(n int, ref segmentRef) ([]byte, error) {
+		return readManifest(ctx, x.store, metaName{source.Writer, source.Ident, r.Seq, kindSegment, [32]byte(ref.SHA)})
+	})
+	return errors.Join(err, db.Release(err == nil))
+}
+
+// objects yields the names of all manifest objects that the history has or refers to.
+func (x *Index) objects(src *IndexedSource) iter.Seq[metaName] {
+	return func(yield func(metaName) bool) {
+		for _, r := range src.roots {
+			if !yield(r.name) {
+				return
+			}
+			for _, s := range r.root.Segments {
+				if !yield(metaName{r.name.writer, r.name.source, r.name.seq, kindSegment, [32]byte(s.SHA)}) {
+					return
+				}
+			}
+		}
+		for _, n := range src.check {
+			if !yield(n) {
+				return
+			}
+		}
+	}
+}
