@@ -333,9 +333,7 @@ func (x *Index) startAt(ctx context.Context, db *catalog.DB, source catalog.Sour
 		}
 		obj, r, err := x.readCheckpoint(ctx, n)
 		if err == nil {
-			if err = db.At(source.ID, n.seq).EndAll(); err == nil {
-				err = x.apply(ctx, db, source, &r, obj, labelCheckpoint)
-			}
+			err = x.apply(ctx, db, source, &r, obj, labelCheckpoint)
 		}
 		if ctx.Err() != nil {
 			return 0, ctx.Err()

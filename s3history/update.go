@@ -155,6 +155,98 @@ func (u *Update) flushSegment() error {
 	return u.w.putMeta(u.ctx, metaName{u.source.Writer, u.source.Ident, u.v.Seq(), kindSegment, sha}, obj)
 }
 
+// Clear ends all there is: the snapshot is told from nothing, as a full stream does.
+// It comes before everything else.
+func (u *Update) Clear() error {
+	if u.head.Seq == 0 {
+		return nil
+	}
+	u.flags |= flagFull
+	if err := u.v.EndAll(); err != nil {
+		return err
+	}
+	u.touch(filetree.RootNode)
+	return u.v.AddNode(filetree.RootNode, &filetree.Attr{Kind: filetree.Dir, Mode: 0o755})
+}
+
+// Revert makes the state that of an older snapshot, from which the changes that follow
+// start. It comes before everything else.
+func (u *Update) Revert(seq uint64) error {
+	if seq == u.head.Seq {
+		return nil
+	}
+	old := u.w.cat.At(u.source.ID, seq)
+	nodes, err := u.v.ChangedSince(seq)
+	if err != nil {
+		return err
+	}
+	// What was not there goes first, so that its names are free.
+	for _, there := range []bool{false, true} {
+		for _, n := range nodes {
+			a, err := old.Attr(n)
+			if was := err == nil; err != nil && !errors.Is(err, filetree.ErrNotExist) {
+				return err
+			} else if was != there {
+				continue
+			}
+			if !there {
+				if err := u.end(n); err != nil && !errors.Is(err, filetree.ErrNotExist) {
+					return err
+				}
+				continue
+			}
+			if err := u.revertNode(old, n, &a); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (u *Update) revertNode(old catalog.View, n filetree.NodeID, a *filetree.Attr) error {
+	now, err := u.v.Attr(n)
+	if err != nil && !errors.Is(err, filetree.ErrNotExist) {
+		return err
+	}
+	u.touch(n)
+	if err := u.v.SetAttr(n, a); err != nil {
+		return err
+	}
+	have, err := u.v.Entries(n, 0)
+	if err != nil {
+		return err
+	}
+	want, err := old.Entries(n, 0)
+	if err != nil {
+		return err
+	}
+	for _, e := range have {
+		if !slices.Contains(want, e) {
+			if err := u.v.RemoveEntry(e.Dir, e.Name, n); err != nil {
+				return err
+			}
+		}
+	}
+	for _, e := range want {
+		if !slices.Contains(have, e) {
+			if err := u.v.AddEntry(e.Dir, e.Name, n); err != nil {
+				return err
+			}
+		}
+	}
+	size := max(a.Size, now.Size)
+	for from := int64(0); from < size; from += cloneStep {
+		parts, err := old.Parts(n, from, min(from+cloneStep, size))
+		if err != nil {
+			return err
+		}
+		if err := u.put(n, from, parts, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Whole nodes and pieces.
 
 // Add makes a new node with all its attributes, Size among them, and an entry that
@@ -200,24 +292,45 @@ func (u *Update) Replace(n filetree.NodeID, a *filetree.Attr) error {
 	return nil
 }
 
+// AddLink makes one more entry for a node, where no file system is asked whether it can be.
+func (u *Update) AddLink(dir filetree.NodeID, name string, n filetree.NodeID) error {
+	if err := u.v.AddEntry(dir, name, n); err != nil {
+		return err
+	}
+	u.recs.got(n, catalog.Entry{Dir: dir, Name: name})
+	return u.maybeFlush()
+}
+
+// RemoveName takes a name away, and with the last one its node and everything below.
+func (u *Update) RemoveName(dir filetree.NodeID, name string) error {
+	n, kind, err := u.Lookup(dir, name)
+	if err != nil {
+		return err
+	}
+	if kind == filetree.Dir {
+		return u.Remove(n)
+	}
+	u.touch(n)
+	return u.v.RemoveEntry(dir, name, n)
+}
+
 // Remove ends a node with everything below it.
 func (u *Update) Remove(n filetree.NodeID) error {
-	var below []filetree.NodeID
+	var below []catalog.Child
 	for c, err := range u.v.Children(n) {
 		if err != nil {
 			return err
 		}
-		below = append(below, c.Node)
+		below = append(below, c)
 	}
 	for _, c := range below {
-		names, err := u.v.Entries(c, 2)
+		var err error
+		if c.Attr.Kind == filetree.Dir {
+			err = u.Remove(c.Node)
+		} else { // it may have a name elsewhere
+			err = u.RemoveName(n, c.Name)
+		}
 		if err != nil {
-			return err
-		}
-		if len(names) > 1 {
-			continue // it has a name elsewhere
-		}
-		if err := u.Remove(c); err != nil {
 			return err
 		}
 	}
@@ -771,6 +884,11 @@ func (w *Writer) findGUID(guid [16]byte) (catalog.View, error) {
 		return catalog.View{}, err
 	}
 	for _, s := range sources {
+		if seq, err := w.Alias(s, guid); err != nil {
+			return catalog.View{}, err
+		} else if seq != 0 {
+			return w.cat.At(s.ID, seq), nil
+		}
 		snaps, err := Snapshots(w.cat, s)
 		if err != nil {
 			return catalog.View{}, err
@@ -821,6 +939,9 @@ func (u *Update) finishNode(n filetree.NodeID) error {
 	before, was, err := u.v.Before(n)
 	if err != nil {
 		return err
+	}
+	if u.flags&flagFull != 0 {
+		was = false // the manifest stands alone
 	}
 	a, err := u.v.Attr(n)
 	if errors.Is(err, filetree.ErrNotExist) {

@@ -362,6 +362,11 @@ func applyRoot(db *catalog.DB, source catalog.Source, meta seal.Key, place metaP
 		return Snapshot{}, err
 	}
 	v := db.At(source.ID, r.Seq)
+	if r.Flags&flagFull != 0 {
+		if err := v.EndAll(); err != nil {
+			return Snapshot{}, err
+		}
+	}
 	label := labelSegment
 	if r.Flags&flagCheckpoint != 0 {
 		label = labelCheckSeg
@@ -483,4 +488,33 @@ func bytesOf(list []string) [][]byte {
 		out[i] = []byte(s)
 	}
 	return slices.Clip(out)
+}
+
+// Snapshots returns the snapshots of a source, in order.
+func (w *Writer) Snapshots(source catalog.Source) ([]Snapshot, error) {
+	return Snapshots(w.cat, source)
+}
+
+// SetAlias notes, in this writer's catalog alone, that the file system's snapshot of
+// that GUID is the same as snapshot seq: nothing was written for it.
+func (w *Writer) SetAlias(source catalog.Source, guid [16]byte, seq uint64) error {
+	b, err := encMode.Marshal(seq)
+	if err != nil {
+		return err
+	}
+	return w.cat.SetMeta(aliasName(source, guid), b)
+}
+
+// Alias returns what SetAlias noted, or 0.
+func (w *Writer) Alias(source catalog.Source, guid [16]byte) (seq uint64, err error) {
+	b, err := w.cat.Meta(aliasName(source, guid))
+	if err != nil || b == nil {
+		return 0, err
+	}
+	err = decMode.Unmarshal(b, &seq)
+	return seq, err
+}
+
+func aliasName(source catalog.Source, guid [16]byte) string {
+	return fmt.Sprintf("alias-%d-%x", source.ID, guid)
 }

@@ -494,3 +494,19 @@ func (v View) EndAll() error {
 	}
 	return nil
 }
+
+// ChangedSince returns the nodes that are not as they were at snapshot seq, or have
+// names or content that are not. It reads all rows of the source.
+func (v View) ChangedSince(seq uint64) ([]filetree.NodeID, error) {
+	v.db.mu.Lock()
+	defer v.db.mu.Unlock()
+	var all []filetree.NodeID
+	err := v.db.query(`SELECT node FROM nodes WHERE node >= ?1 AND node < ?2 AND (born > ?3 OR died > ?3)
+		UNION SELECT node FROM entries WHERE node >= ?1 AND node < ?2 AND (born > ?3 OR died > ?3)
+		UNION SELECT node FROM extents WHERE node >= ?1 AND node < ?2 AND (born > ?3 OR died > ?3)`,
+		func(r *sqlite.Stmt) bool {
+			all = append(all, nodeOf(r.ColumnInt64(0)))
+			return true
+		}, v.source<<nodeBits, (v.source+1)<<nodeBits, seq)
+	return all, err
+}

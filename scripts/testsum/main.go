@@ -113,11 +113,31 @@ func (s *summary) add(e event) {
 		}
 		delete(s.output, t)
 	case "fail":
+		if e.Test == "" {
+			s.failUnfinished(e.Package)
+		}
 		// A package fails with its tests. If none has, it did not build, or
 		// died outside of them.
 		if e.Test != "" || !s.anyFailed(e.Package) {
 			s.failed[t] = true
 		}
+		fmt.Fprint(s.out, strings.Join(s.output[t], ""))
+		delete(s.output, t)
+	}
+}
+
+// failUnfinished makes failures of the tests that were running when the process
+// of their package died, of a time limit for one.
+func (s *summary) failUnfinished(pkg string) {
+	var running []test
+	for t := range s.output {
+		if t.pkg == pkg && t.name != "" {
+			running = append(running, t)
+		}
+	}
+	slices.SortFunc(running, func(a, b test) int { return strings.Compare(a.name, b.name) })
+	for _, t := range running {
+		s.failed[t] = true
 		fmt.Fprint(s.out, strings.Join(s.output[t], ""))
 		delete(s.output, t)
 	}

@@ -57,6 +57,14 @@ fail p -`,
 			want: "panic: in TestMain\nfailed: p\n1 passed, 1 failed, 0 skipped\n",
 		},
 		{
+			name: "a test that never ends",
+			events: `run p A
+output p A panic: test timed out
+output p - FAIL
+fail p -`,
+			want: "panic: test timed out\nfailed: p A\n0 passed, 1 failed, 0 skipped\n",
+		},
+		{
 			name: "skipped",
 			events: `run p A
 output p A     a_test.go:12: SKIP-MISSING: git

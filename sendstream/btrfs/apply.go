@@ -46,7 +46,7 @@ type Result struct {
 	// be excluded after all.
 	Unknown []string
 
-	// Moved has the new paths of directories that moved, sorted, if Options.Excluded
+	// Moved has the paths of directories that were moved, sorted, if Options.Excluded
 	// is set. Below them, nodes that the stream does not speak of may be excluded
 	// now, or no longer be.
 	Moved []string
@@ -114,9 +114,11 @@ func (u *Unit) Apply(ctx context.Context, up filetree.Update, o Options) (Result
 	}
 }
 
-// refused adds to err which command it is about, unless it says so already.
+// refused says of err which command it is about, unless it says so already. What
+// the stream is to blame for becomes a FormatError.
 func refused(offset int64, what string, err error) error {
-	if fe := (*FormatError)(nil); errors.As(err, &fe) {
+	fe, ce := (*FormatError)(nil), (*commandError)(nil)
+	if errors.As(err, &fe) || errors.As(err, &ce) {
 		return err
 	}
 	for _, is := range []error{filetree.ErrInvalid, filetree.ErrNotExist, ErrLimit, ErrEncoded} {
@@ -124,8 +126,21 @@ func refused(offset int64, what string, err error) error {
 			return &FormatError{Offset: offset, Err: fmt.Errorf("%s: %w", what, err)}
 		}
 	}
-	return fmt.Errorf("btrfs: %s at offset %d: %w", what, offset, err)
+	return &commandError{offset, what, err}
 }
+
+// A commandError is an error of the Update while it took a good command.
+type commandError struct {
+	offset int64
+	what   string
+	err    error
+}
+
+func (e *commandError) Error() string {
+	return fmt.Sprintf("btrfs: %s at offset %d: %v", e.what, e.offset, e.err)
+}
+
+func (e *commandError) Unwrap() error { return e.err }
 
 // An applier is the state of one Apply.
 type applier struct {
@@ -170,7 +185,7 @@ type newborn struct {
 func (a *applier) command(c *Command) error {
 	switch c.Type {
 	case Rename:
-		if a.creating && bytes.Equal(c.Path, a.newborn.path) {
+		if a.creating && a.newborn.temp && bytes.Equal(c.Path, a.newborn.path) {
 			return a.renameNewborn(c)
 		}
 	case SetXattr, RemoveXattr, Chmod, Chown, Utimes, FileAttr:
@@ -195,7 +210,9 @@ func (a *applier) command(c *Command) error {
 	}
 }
 
-// make begins a new node.
+// make begins a new node. Whether its name is free is seen when it is created; a
+// temporary name that is left right away is taken to be free, as the sender saw to
+// it.
 func (a *applier) make(c *Command) error {
 	if err := a.setAttrs(); err != nil {
 		return err
@@ -282,7 +299,7 @@ func (a *applier) create() error {
 	n := &a.newborn
 	a.attrs.apply(&n.attr)
 	a.attrs = attrs{}
-	err := a.free(n.dir, n.name)
+	err := n.dir.taken(n.name)
 	var id filetree.NodeID
 	if err == nil {
 		id, err = a.up.Create(n.dir.id, n.name, n.attr)
@@ -307,8 +324,7 @@ func (a *applier) loose(n *node, path []byte) error {
 	if a.o.Excluded == nil {
 		return nil
 	}
-	first, _, _ := bytes.Cut(path, []byte("/"))
-	if looksTemporary(first) || a.excludes.covers(string(path), n.kind) {
+	if temporaryPath(path) || a.excludes.covers(string(path), n.kind) {
 		return a.pin(n)
 	}
 	return nil
@@ -353,8 +369,9 @@ func (a *applier) rename(c *Command) error {
 	toDir, toName, parked := d.id, name, ""
 	if d.ghost() {
 		if parked = n.parked; parked == "" {
-			parked = fmt.Sprintf("\x01secrate-parked-%d", a.parked)
-			a.parked++
+			if parked, err = a.parkingName(); err != nil {
+				return err
+			}
 		}
 		toDir, toName = filetree.RootNode, parked
 	}
@@ -366,7 +383,7 @@ func (a *applier) rename(c *Command) error {
 	if n.parent == a.root {
 		delete(a.temps, n.name)
 	}
-	if n.kind == filetree.Dir && a.o.Excluded != nil && !n.moved && !a.created.has(n.id) {
+	if n.kind == filetree.Dir && a.o.Excluded != nil && !n.moved && !(a.created.has(n.id) && temporaryPath(c.Path)) {
 		n.base, n.moved = n.parent.basePath(n.name), true
 		if err := a.pin(n); err != nil {
 			return err
@@ -388,6 +405,20 @@ func (a *applier) rename(c *Command) error {
 		a.settle(n)
 	}
 	return a.loose(n, c.PathTo)
+}
+
+// parkingName returns a name that is free in the root and that nobody gives.
+func (a *applier) parkingName() (string, error) {
+	for {
+		name := fmt.Sprintf("\x01secrate-parked-%d", a.parked)
+		a.parked++
+		switch _, _, err := a.up.Lookup(filetree.RootNode, name); {
+		case errors.Is(err, filetree.ErrNotExist):
+			return name, nil
+		case err != nil:
+			return "", err
+		}
+	}
 }
 
 // link makes a name. One that is excluded is not made.
@@ -692,7 +723,7 @@ func (a *applier) finish() error {
 			if n.lost {
 				a.res.Unknown = append(a.res.Unknown, n.path)
 			}
-			if n.moved && n.base != n.path {
+			if n.moved {
 				a.res.Moved = append(a.res.Moved, n.path)
 			}
 		}

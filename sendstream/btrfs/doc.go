@@ -59,6 +59,11 @@
 // removed, to no effect. A ghost that ends up at a path that is kept is reported in
 // [Result].Unknown, since nothing is known of it but that it is there.
 //
+// Within a unit only the last path counts: what moves below a ghost waits in the
+// root under a name of its own and comes out again, or is removed at the end.
+// Temporary names are never excluded. A directory that moves may change what is
+// excluded below it without a word in the stream; see [Result].Moved.
+//
 // BUG(secrate): a stream names a hard-linked file by any one of its names. If that
 // one is excluded and another is not, changes made through it are not seen.
 package btrfs

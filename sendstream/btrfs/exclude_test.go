@@ -29,7 +29,7 @@ func hash(s string) uint32 {
 }
 
 // filtered returns m without what is excluded.
-func filtered(t *testing.T, m *sendtest.Model, e *excludes) *sendtest.Model {
+func filtered(t tester, m *sendtest.Model, e *excludes) *sendtest.Model {
 	t.Helper()
 	c := m.Copy()
 	type entry struct {
@@ -154,7 +154,7 @@ func partlyExcluded(e *excludes, trees ...*sendtest.Model) map[string]bool {
 	return paths
 }
 
-func compareExcluded(t *testing.T, what string, got, want, all *sendtest.Model, res Result, ignore map[string]bool) int {
+func compareExcluded(t tester, what string, got, want, all *sendtest.Model, res Result, ignore map[string]bool) int {
 	t.Helper()
 	unsure := func(p string) bool {
 		for _, u := range res.Unknown {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -128,8 +129,11 @@ func FuzzApply(f *testing.F) {
 		m.Snapshots = map[[16]byte]*sendtest.Model{{15: parentUUID}: m.Copy()}
 		m.MaxBlocks, m.MaxNodes = 1<<12, 1<<10
 		o := Options{NoData: how&1 != 0}
+		e := &excludes{}
 		if how&2 != 0 {
 			o.Excluded = func(p string, dir bool) bool { return hash(p)%3 == uint32(how)>>4%3 && (dir || how&4 != 0) }
+			e.match = o.Excluded
+			m = filtered(t, m, e)
 			o.Remove = m.RemoveAll
 		}
 		stream = mend(stream)
@@ -143,7 +147,10 @@ func FuzzApply(f *testing.F) {
 			}
 			switch {
 			case err == nil:
-				checkApplied(t, m, o, res)
+				checkApplied(t, m, e, res)
+				if len(res.Moved) > 0 {
+					return
+				}
 			case err == io.EOF:
 				t.Fatal("EOF")
 			default:
@@ -153,25 +160,25 @@ func FuzzApply(f *testing.F) {
 	})
 }
 
-// checkApplied checks what Apply promises of a tree.
-func checkApplied(t *testing.T, m *sendtest.Model, o Options, res Result) {
-	if o.Excluded == nil {
-		return
-	}
-	below := func(p string) bool {
-		for _, d := range res.Moved {
-			if strings.HasPrefix(p, d+"/") {
-				return true
-			}
-		}
-		return false
+// checkApplied checks that nothing is left that is excluded, but for where the
+// caller has to look himself.
+func checkApplied(t tester, m *sendtest.Model, e *excludes, res Result) {
+	moved := func(p string) bool {
+		return slices.ContainsFunc(res.Moved, func(d string) bool { return strings.HasPrefix(p, d+"/") })
 	}
 	m.Walk(func(p string, n *sendtest.Node) {
-		if strings.HasPrefix(p, "\x01secrate-parked") {
+		if e.covers(p, n.Attr.Kind) && !moved(p) {
+			t.Fatalf("%q is excluded and there; moved %q", p, res.Moved)
+		}
+		if strings.HasPrefix(p, "\x01secrate-parked-") {
 			t.Fatalf("%q is left", p)
 		}
-		_ = below
 	})
+	for _, p := range res.Unknown {
+		if e.covers(p, 0) {
+			t.Fatalf("%q is unknown and excluded", p)
+		}
+	}
 }
 
 func FuzzEncoded(f *testing.F) {

@@ -258,16 +258,16 @@ func (t *tree) settle(d *node) {
 	if t.excludes.match == nil || len(d.entries) == 0 {
 		return
 	}
-	for todo := []item{{d, d.path()}}; len(todo) > 0; {
+	path := d.path()
+	if temporaryPath([]byte(path)) {
+		return // not final either
+	}
+	for todo := []item{{d, path}}; len(todo) > 0; {
 		it := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		first, _, _ := strings.Cut(it.path, "/")
-		if looksTemporary([]byte(first)) {
-			return // not final
-		}
 		for name, n := range it.entries {
 			path := join(it.path, name)
-			if n.pinned && !n.ghost() && !n.moved && !n.lost && !t.excludes.covers(path, n.kind) {
+			if n.pinned && !n.ghost() && n.parked == "" && !n.moved && !n.lost && !t.excludes.covers(path, n.kind) {
 				n.pinned = false
 			}
 			if len(n.entries) > 0 {
@@ -361,8 +361,14 @@ func (e *excludes) hides(path []byte, k filetree.Kind) bool {
 	if e.match == nil {
 		return false
 	}
+	return !temporaryPath(path) && e.covers(string(path), k)
+}
+
+// temporaryPath reports whether path leads through a temporary name. These are all
+// in the root.
+func temporaryPath(path []byte) bool {
 	first, _, _ := bytes.Cut(path, []byte("/"))
-	return !looksTemporary(first) && e.covers(string(path), k)
+	return looksTemporary(first)
 }
 
 // looksTemporary reports whether name has the form o<ino>-<gen>-<idx>. Files of

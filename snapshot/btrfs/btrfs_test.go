@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/secrate/secrate/testenv/loopfs"
+	"github.com/secrate/secrate/testenv/treegen"
 )
 
 // TestMain lets the test binary be the process that is stopped by TestSendStopped.
@@ -719,15 +720,22 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// BenchmarkSnapshot takes a snapshot after changing one file, and asks what changed.
+// BenchmarkSnapshot takes a snapshot of a tree of many files after changing one, and
+// asks what changed.
 func BenchmarkSnapshot(b *testing.B) {
-	top := loopfs.New(b, loopfs.Btrfs, loopfs.Options{}).Dir
-	for i := range 5000 {
-		dir := filepath.Join(top, strconv.Itoa(i/100))
-		os.Mkdir(dir, 0o755)
-		if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), []byte("some data"), 0o644); err != nil {
-			b.Fatal(err)
-		}
+	for _, files := range []int{1000, 100_000} {
+		b.Run(strconv.Itoa(files), func(b *testing.B) { benchmarkSnapshot(b, files) })
+	}
+}
+
+func benchmarkSnapshot(b *testing.B, files int) {
+	top := loopfs.New(b, loopfs.Btrfs, loopfs.Options{Size: 4 << 30}).Dir
+	g, err := treegen.New(top, treegen.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := g.Fill(files); err != nil {
+		b.Fatal(err)
 	}
 	src, err := Open(top)
 	if err != nil {
@@ -744,7 +752,7 @@ func BenchmarkSnapshot(b *testing.B) {
 	var create, ask time.Duration
 	var bytes int64
 	for b.Loop() {
-		if err := os.WriteFile(filepath.Join(top, "7", "700"), []byte(time.Now().String()), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(top, "fill1", "file7"), []byte(time.Now().String()), 0o644); err != nil {
 			b.Fatal(err)
 		}
 		start := time.Now()

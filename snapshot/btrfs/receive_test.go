@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/secrate/secrate/testenv"
@@ -55,7 +57,12 @@ func TestSendReceive(t *testing.T) {
 			t.Fatal(err)
 		}
 		ignore := manifest.Ignore{Ino: true, Ctime: true, Otime: true, DirSize: true, FSFlags: true, Extents: true, Nested: true}
-		if all := manifest.Diff(want, got, ignore); all != nil {
+		all := slices.DeleteFunc(manifest.Diff(want, got, ignore), func(d manifest.Difference) bool {
+			// What btrfs receive makes in a directory with a default ACL inherits from
+			// it, and a stream has no word to take that back.
+			return strings.HasPrefix(d.Field, "xattr system.posix_acl_") && d.Want == "none"
+		})
+		if len(all) > 0 {
 			log := filepath.Join(t.ArtifactDir(), "log")
 			os.WriteFile(log, []byte(g.Log()), 0o644)
 			t.Fatalf("snapshot %d, operations in %s:\n%s", i, log, manifest.Report(all, 20))

@@ -220,7 +220,7 @@ func compareXattrs(all []Difference, path string, want, got []filetree.Xattr) []
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		if cmp.Or(w[name], "none") != cmp.Or(g[name], "none") || !equalValue(name, want, got) {
-			all = append(all, Difference{path, "xattr " + Escape(name), cmp.Or(w[name], "none"), cmp.Or(g[name], "none")})
+			all = append(all, Difference{path, "xattr " + Show(name), cmp.Or(w[name], "none"), cmp.Or(g[name], "none")})
 		}
 	}
 	return all
@@ -244,9 +244,9 @@ func quote(path string) string {
 	names := strings.Split(path, "/")
 	for i, name := range names {
 		if len(name) > most {
-			names[i] = fmt.Sprintf("%s…(%d bytes)", Escape(name[:most/2]), len(name))
+			names[i] = fmt.Sprintf("%s…(%d bytes)", Show(name[:most/2]), len(name))
 		} else {
-			names[i] = Escape(name)
+			names[i] = Show(name)
 		}
 	}
 	return `"` + strings.Join(names, "/") + `"`

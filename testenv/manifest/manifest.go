@@ -337,6 +337,20 @@ func Escape(name string) string {
 	return b.String()
 }
 
+// Show is Escape for a person to read in one line: control characters are escaped
+// too. Unescape undoes it as well.
+func Show(name string) string {
+	var b strings.Builder
+	for _, c := range []byte(Escape(name)) {
+		if c < 0x20 || c == 0x7f {
+			fmt.Fprintf(&b, `\x%02x`, c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
 // Unescape undoes Escape.
 func Unescape(s string) (string, error) {
 	if !strings.Contains(s, `\`) {

@@ -40,6 +40,9 @@ func TestEscape(t *testing.T) {
 		if got, err := Unescape(Escape(name)); got != name || err != nil {
 			t.Fatalf("%q became %q, %v", name, got, err)
 		}
+		if got, err := Unescape(Show(name)); got != name || err != nil || strings.Contains(Show(name), "\n") {
+			t.Fatalf("%q became %q, %v", name, got, err)
+		}
 	})
 }
 

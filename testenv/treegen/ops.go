@@ -501,7 +501,7 @@ func (g *Gen) symlinkAt(dir *node, name string, n *node) error {
 			target = e.rel()
 		}
 	}
-	g.Note("symlink %s -> %s", show(dir, name), manifest.Escape(target))
+	g.Note("symlink %s -> %s", show(dir, name), manifest.Show(target))
 	err := unix.Symlink(target, g.path(dir, name))
 	g.add(dir, name, n)
 	return err
@@ -856,7 +856,7 @@ func (g *Gen) setXattr() (bool, error) {
 
 // doSetXattr leaves out what is more than the file system can hold.
 func (g *Gen) doSetXattr(n *node, path, shown, name string, value []byte) error {
-	g.Note("setxattr %s %s len=%d", shown, manifest.Escape(name), len(value))
+	g.Note("setxattr %s %s len=%d", shown, manifest.Show(name), len(value))
 	err := unix.Lsetxattr(path, name, value, 0)
 	if err == nil && !slices.Contains(n.attrs, name) {
 		n.attrs = append(n.attrs, name)
@@ -880,7 +880,7 @@ func (g *Gen) removeXattr() (bool, error) {
 	} else {
 		g.rng.Uint32()
 	}
-	g.Note("removexattr %s %s", shown, manifest.Escape(name))
+	g.Note("removexattr %s %s", shown, manifest.Show(name))
 	n.attrs = slices.DeleteFunc(n.attrs, func(a string) bool { return a == name })
 	err := unix.Lremovexattr(path, name)
 	if err == unix.ENODATA { // a write takes capabilities away, a chmod ACLs

@@ -17,7 +17,7 @@
 // hand cannot do (reflinks, holes, O_TMPFILE, exchanges) is done in a plain way
 // with the same result; attributes it cannot hold are left out.
 //
-// Every operation is a line of the log, with names escaped as in package manifest.
+// Every operation is a line of the log, with names as [manifest.Show] has them.
 // Devices, owners and trusted attributes need root.
 package treegen
 
@@ -309,7 +309,7 @@ func (e *entry) rel() string {
 }
 
 // String returns e's path for the log.
-func (e *entry) String() string { return manifest.Escape(e.rel()) }
+func (e *entry) String() string { return manifest.Show(e.rel()) }
 
 // at returns the path of e.
 func (g *Gen) at(e *entry) string { return g.dir + "/" + e.rel() }
@@ -324,7 +324,7 @@ func show(dir *node, name string) string {
 	if p := dir.rel(); p != "" {
 		name = p + "/" + name
 	}
-	return manifest.Escape(name)
+	return manifest.Show(name)
 }
 
 // depth returns the longest path below n, which counts 0 itself.

@@ -472,19 +472,32 @@ func TestAdapts(t *testing.T) {
 	}
 }
 
-// A Put that ends early leaves the caller's reader alone from then on.
-func TestReaderIsGivenBack(t *testing.T) {
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "", http.StatusForbidden) // before the body is read
-	}))
-	defer srv.Close()
-	s := open(t, s3.Options{Bucket: "b", Endpoint: srv.URL, Region: "us-east-1", Credentials: fixed("id", "secret")})
-	content := make([]byte, 16<<20)
-	for range 5 {
-		if err := s.Put(t.Context(), "a", bytes.NewReader(content), int64(len(content))); err == nil {
-			t.Fatal("no error")
-		}
-		clear(content) // the race detector sees a transport that still reads
+// A Put that ends early leaves the caller's reader alone from then on. A server
+// that refuses before it has read the body should close the connection; one that
+// does not may be taken for one that broke, but not waited for.
+func TestRefusedEarly(t *testing.T) {
+	for _, closes := range []bool{true, false} {
+		t.Run(fmt.Sprintf("closes=%v", closes), func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if closes {
+					w.Header().Set("Connection", "close")
+				}
+				http.Error(w, "", http.StatusForbidden)
+			}))
+			defer srv.Close()
+			s := open(t, s3.Options{
+				Bucket: "b", Endpoint: srv.URL, Region: "us-east-1", Credentials: fixed("id", "secret"),
+				Backoff: time.Millisecond, Attempts: 2,
+			})
+			content := make([]byte, 16<<20)
+			for range 3 {
+				err := s.Put(t.Context(), "a", bytes.NewReader(content), int64(len(content)))
+				if err == nil || closes && !errors.Is(err, store.ErrPermission) {
+					t.Fatalf("Put: %v, want ErrPermission", err)
+				}
+				clear(content) // the race detector sees a transport that still reads
+			}
+		})
 	}
 }
 

@@ -1,0 +1,334 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/internal/localfs"
+	"github.com/secrate/secrate/s3history"
+)
+
+// A reader brings what is in a snapshot's tree into an update: workers read, one
+// goroutine records, in the order in which the work was given out.
+type reader struct {
+	j    *Job
+	ctx  context.Context
+	u    *s3history.Update
+	tree *localfs.Tree
+	base *localfs.Tree // the base snapshot's tree, or nil
+	res  *Result
+}
+
+func (j *Job) newReader(ctx context.Context, u *s3history.Update, tree *localfs.Tree, res *Result) *reader {
+	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res}
+}
+
+// A task is one node to be looked at. A worker fills in what it finds; the recorder
+// takes it from there.
+type task struct {
+	path string
+	look func(ctx context.Context, t *task) // by a worker: calls found, sends pieces, closes them
+
+	stat   localfs.Stat
+	err    error
+	ready  chan struct{} // closed when stat and err are set
+	pieces chan s3history.Piece
+	broken error // why the pieces are not all there; set before they are closed
+
+	record func(t *task) error // by the recorder
+}
+
+// run gives out the tasks that each yields, until it returns.
+func (r *reader) run(each func(give func(*task) error) error) error {
+	g, ctx := errgroup.WithContext(r.ctx)
+	queue := make(chan *task, 4*r.j.o.Workers) // for the workers
+	order := make(chan *task, 4*r.j.o.Workers) // for the recorder
+	g.Go(func() error {
+		defer close(queue)
+		defer close(order)
+		return each(func(t *task) error {
+			t.pieces = make(chan s3history.Piece, 1)
+			t.ready = make(chan struct{})
+			for _, c := range []chan *task{order, queue} {
+				select {
+				case c <- t:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+			return nil
+		})
+	})
+	for range r.j.o.Workers {
+		g.Go(func() error {
+			for {
+				select {
+				case t, ok := <-queue:
+					if !ok {
+						return nil
+					}
+					t.look(ctx, t)
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+		})
+	}
+	g.Go(func() error {
+		for {
+			select {
+			case t, ok := <-order:
+				if !ok {
+					return nil
+				}
+				select {
+				case <-t.ready:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+				if err := t.record(t); err != nil {
+					return err
+				}
+				for range t.pieces { // what the recorder did not want
+				}
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// send hands a piece to the recorder.
+func (t *task) send(ctx context.Context, p s3history.Piece) error {
+	select {
+	case t.pieces <- p:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// found ends the first half of a look: stat and err stand.
+func (t *task) found(st localfs.Stat, err error) {
+	t.stat, t.err = st, err
+	close(t.ready)
+}
+
+// put records the pieces that come.
+func (r *reader) put(t *task, n filetree.NodeID) error {
+	for p := range t.pieces {
+		if err := r.u.Put(n, p); err != nil {
+			return fmt.Errorf("%s: %w", t.path, err)
+		}
+	}
+	return t.broken
+}
+
+// readFile sends what is in ranges of a file, all of it when they are nil. old is what
+// the pieces are compared with.
+func (r *reader) readFile(ctx context.Context, t *task, f *localfs.File, ranges []filetree.Range, old *oldFile) error {
+	size := f.Size()
+	if ranges == nil || size <= catalog.MaxPart {
+		ranges = []filetree.Range{{Length: size}}
+	}
+	d := &differ{r: r, t: t, f: f, old: old}
+	defer d.close()
+	for _, rg := range ranges {
+		for from := rg.Offset; from < min(rg.End(), size); {
+			// A segment list is asked for a part at a time: it can be long.
+			to := min(from+segmentStep, rg.End(), size)
+			segs, err := f.Segments(from, to)
+			if err != nil {
+				return err
+			}
+			for _, s := range segs {
+				if err := d.segment(ctx, s); err != nil {
+					return err
+				}
+			}
+			from = to
+		}
+	}
+	return nil
+}
+
+// segmentStep bounds the range for which holes are asked at once.
+const segmentStep = 1 << 30
+
+// changes records what an increment touched.
+func (r *reader) changes(unknown, moved []string) error {
+	nodes, err := r.u.Touched()
+	if err != nil {
+		return err
+	}
+	err = r.run(func(give func(*task) error) error {
+		for _, n := range nodes {
+			t, err := r.changed(n)
+			if err != nil {
+				return err
+			}
+			if t != nil {
+				if err := give(t); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, path := range moved {
+		if err := r.compare(path, false); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	for _, path := range unknown {
+		if err := r.compare(path, true); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// changed makes the task for a touched node; nil if it is gone.
+func (r *reader) changed(n filetree.NodeID) (*task, error) {
+	v := r.u.View()
+	names, err := v.Path(n)
+	if errors.Is(err, filetree.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	a, err := v.Attr(n)
+	if err != nil {
+		return nil, err
+	}
+	t := &task{path: strings.Join(names, "/")}
+	t.record = func(t *task) error {
+		if t.err != nil {
+			return fmt.Errorf("%s: %w", t.path, t.err)
+		}
+		if a.Ino != 0 && t.stat.Ino != a.Ino && n != filetree.RootNode {
+			return fmt.Errorf("%s: inode %d in the snapshot, %d in the stream: they do not belong together", t.path, t.stat.Ino, a.Ino)
+		}
+		if err := r.u.Replace(n, &t.stat.Attr); err != nil {
+			return err
+		}
+		r.j.o.Observer.Seen(1, 0)
+		return r.put(t, n)
+	}
+	ranges := r.u.Unread(n)
+	fresh := r.u.New(n)
+	switch {
+	case a.Kind == filetree.File && (fresh || len(ranges) > 0):
+		old, err := r.findOld(n, fresh)
+		if err != nil {
+			return nil, err
+		}
+		if fresh {
+			ranges = nil
+		}
+		t.look = func(ctx context.Context, t *task) {
+			r.lookFile(ctx, t, func() (*localfs.File, error) { return r.tree.OpenFile(t.path) }, ranges, old)
+		}
+	default:
+		t.look = func(_ context.Context, t *task) {
+			t.found(r.tree.Stat(t.path))
+			close(t.pieces)
+		}
+	}
+	return t, nil
+}
+
+// lookFile opens a file, says what it is, and sends what is in it.
+func (r *reader) lookFile(ctx context.Context, t *task, open func() (*localfs.File, error), ranges []filetree.Range, old *oldFile) {
+	defer close(t.pieces)
+	f, err := open()
+	if err != nil {
+		t.found(localfs.Stat{}, err)
+		return
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	t.found(st, err)
+	if err != nil {
+		return
+	}
+	if err := r.readFile(ctx, t, f, ranges, old); err != nil {
+		t.broken = fmt.Errorf("%s: %w", t.path, err)
+	}
+}
+
+// findOld finds the bytes that a file had before: in the base snapshot, of the same
+// node, or of the node that had its path. Editors save by writing a new file and
+// renaming it over the old one.
+func (r *reader) findOld(n filetree.NodeID, fresh bool) (*oldFile, error) {
+	if r.base == nil {
+		return nil, nil
+	}
+	before := r.u.Before()
+	node := n
+	if fresh {
+		names, err := r.u.View().Entries(n, 8)
+		if err != nil {
+			return nil, err
+		}
+		node = 0
+		for _, e := range names {
+			if m, err := before.Lookup(e.Dir, e.Name); err == nil {
+				node = m
+				break
+			}
+		}
+		if node == 0 {
+			return nil, nil
+		}
+	}
+	a, err := before.Attr(node)
+	if err != nil || a.Kind != filetree.File || a.Size == 0 {
+		return nil, ignoreNotExist(err)
+	}
+	names, err := before.Path(node)
+	if err != nil {
+		return nil, ignoreNotExist(err)
+	}
+	return &oldFile{node: node, same: !fresh, path: strings.Join(names, "/"), size: a.Size, view: before}, nil
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, filetree.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// An oldFile is a file of the base snapshot.
+type oldFile struct {
+	node filetree.NodeID
+	same bool // the node itself: what stays in its place need not be said
+	path string
+	size int64
+	view catalog.View
+}
+
+// A failure to read one file of a walk is not the end of it.
+func vanished(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+
+// readFull reads len(b) bytes at off, or to the end of the file, and returns them.
+func readFull(f *localfs.File, b []byte, off int64) ([]byte, error) {
+	n, err := f.ReadAt(b, off)
+	if err == io.EOF {
+		err = nil
+	}
+	return b[:n], err
+}

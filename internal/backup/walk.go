@@ -1,0 +1,345 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/internal/localfs"
+)
+
+// A walker records a whole tree, or all below one directory of it, against what the
+// history has: nothing, for the first snapshot, or a state to compare with.
+type walker struct {
+	r     *reader
+	state catalog.View               // to compare with
+	first bool                       // there is no state: nothing is asked
+	links map[uint64]filetree.NodeID // of nodes with several names, by inode
+}
+
+// A place is a directory of the walk.
+type place struct {
+	node filetree.NodeID // set by the recorder before it comes to what is in it
+	old  filetree.NodeID // what the history has there; 0 for none
+}
+
+// walk records the whole tree.
+func (r *reader) walk() error {
+	w := &walker{r: r, state: r.u.Before(), first: r.u.Head().Seq == 0, links: map[uint64]filetree.NodeID{}}
+	root := &place{node: filetree.RootNode, old: filetree.RootNode}
+	if w.first {
+		root.old = 0
+	}
+	return r.run(func(give func(*task) error) error {
+		if err := give(w.rootTask()); err != nil {
+			return err
+		}
+		return w.below(r.tree.Root(), "", root, give)
+	})
+}
+
+// rootTask sets the attributes of the source's root.
+func (w *walker) rootTask() *task {
+	return &task{
+		look: func(_ context.Context, t *task) {
+			t.found(w.r.tree.Stat(""))
+			close(t.pieces)
+		},
+		record: func(t *task) error {
+			if t.err != nil {
+				return t.err
+			}
+			return w.r.u.Replace(filetree.RootNode, &t.stat.Attr)
+		},
+	}
+}
+
+// below gives out everything below a directory.
+func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*task) error) error {
+	r := w.r
+	stack := []*place{at}
+	if err := w.removals(dir, prefix, at, give); err != nil {
+		return err
+	}
+	for it, err := range dir.Walk() {
+		if err != nil {
+			if it == nil {
+				return err
+			}
+			r.res.fail(prefix+it.Path(), err) // the snapshot cannot change: it is the disk
+			if it.Parent == nil {
+				continue
+			}
+		}
+		path := it.Path()
+		depth := strings.Count(path, "/")
+		stack = stack[:depth+1]
+		path = prefix + path
+		if r.j.exclude.Excluded(path, it.Kind == filetree.Dir) {
+			it.SkipDir()
+			continue
+		}
+		if it.Boundary != nil {
+			if path != ownDir {
+				r.j.o.Observer.Warn(r.j.o.Source, fmt.Sprintf("%s is a subvolume or mount of its own and needs a source of its own", path))
+			}
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		p, err := w.entry(it, path, stack[depth], give)
+		if err != nil {
+			return err
+		}
+		if it.Dir != nil {
+			stack = append(stack, p)
+			if err := w.removals(it.Dir, path+"/", p, give); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// ownDir is where local snapshots are kept, below a source's root.
+const ownDir = ".secrate"
+
+// entry gives out one entry. For a directory it returns its place.
+func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*task) error) (*place, error) {
+	self := &place{}
+	var old filetree.Attr
+	if parent.old != 0 {
+		n, err := w.state.Lookup(parent.old, it.Name)
+		if err == nil {
+			self.old = n
+			old, err = w.state.Attr(n)
+		}
+		if ignoreNotExist(err) != nil {
+			return nil, err
+		}
+	}
+	// What the state has under this name may be another node than what is there now;
+	// then nothing of it, and nothing below it, is to be compared.
+	if self.old != 0 && (old.Kind != it.Kind || old.Ino != 0 && it.Ino != 0 && old.Ino != it.Ino) {
+		self.old = 0
+	}
+	t := &task{path: path}
+	name, kind, has := it.Name, it.Kind, self.old != 0
+	dir := it.Parent.Retain()
+	if it.Dir != nil {
+		sub := it.Dir.Retain()
+		t.look = func(_ context.Context, t *task) {
+			defer close(t.pieces)
+			t.found(sub.Stat())
+			sub.Close()
+			dir.Close()
+		}
+	} else {
+		t.look = func(ctx context.Context, t *task) {
+			defer dir.Close()
+			if kind != filetree.File {
+				defer close(t.pieces)
+				st, err := dir.StatAt(name, kind)
+				if err == nil && st.Kind == filetree.File {
+					err = localfs.ErrNotFile // the file system said otherwise
+				}
+				t.found(st, err)
+				return
+			}
+			w.lookFile(ctx, t, dir, name, has, &old)
+		}
+	}
+	t.record = func(t *task) error { return w.record(t, parent, self, name, &old) }
+	return self, give(t)
+}
+
+// unchanged reports whether a node is what the history has: then its content is the
+// same, too.
+func unchanged(old, now *filetree.Attr) bool {
+	return old.Kind == now.Kind && old.Ino == now.Ino && old.Size == now.Size && old.Mtime == now.Mtime &&
+		old.Ctime == now.Ctime && (old.Btime == now.Btime || old.Btime.IsZero())
+}
+
+func (w *walker) lookFile(ctx context.Context, t *task, dir *localfs.Dir, name string, has bool, old *filetree.Attr) {
+	defer close(t.pieces)
+	f, err := dir.OpenFile(name)
+	if err != nil {
+		t.found(localfs.Stat{}, err)
+		return
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	t.found(st, err)
+	if err != nil || has && unchanged(old, &st.Attr) {
+		return
+	}
+	if err := w.r.readFile(ctx, t, f, nil, nil); err != nil {
+		t.broken = fmt.Errorf("%s: %w", t.path, err)
+	}
+}
+
+// record brings one entry into the update.
+func (w *walker) record(t *task, parent, self *place, name string, old *filetree.Attr) error {
+	u := w.r.u
+	if t.err != nil {
+		if vanished(t.err) {
+			return nil
+		}
+		w.r.res.fail(t.path, t.err)
+		return nil
+	}
+	a := &t.stat.Attr
+	w.r.j.o.Observer.Seen(1, 0)
+	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
+		if n, ok := w.links[a.Ino]; ok {
+			return w.link(parent.node, name, n)
+		}
+	}
+	var err error
+	if self.old != 0 && (old.Btime == a.Btime || old.Btime.IsZero() || a.Btime.IsZero()) {
+		self.node = self.old
+		err = u.Replace(self.node, a)
+	} else {
+		self.node, err = w.replace(parent.node, name, a)
+	}
+	if err != nil {
+		return err
+	}
+	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
+		w.links[a.Ino] = self.node
+	}
+	if err := w.r.put(t, self.node); err != nil {
+		return err
+	}
+	return u.MaybePartial()
+}
+
+// replace makes a new node under a name; what had it loses it.
+func (w *walker) replace(dir filetree.NodeID, name string, a *filetree.Attr) (filetree.NodeID, error) {
+	if !w.first {
+		if err := w.r.u.RemoveName(dir, name); ignoreNotExist(err) != nil {
+			return 0, err
+		}
+	}
+	return w.r.u.Add(dir, name, a)
+}
+
+// link gives a node one more name, unless it has it.
+func (w *walker) link(dir filetree.NodeID, name string, n filetree.NodeID) error {
+	if !w.first {
+		has, _, err := w.r.u.Lookup(dir, name)
+		if err == nil && has == n {
+			return nil
+		} else if err == nil {
+			err = w.r.u.RemoveName(dir, name)
+		}
+		if ignoreNotExist(err) != nil {
+			return err
+		}
+	}
+	return w.r.u.AddLink(dir, name, n)
+}
+
+// removals gives out the names that the history has in a directory and the tree no
+// longer does, or that are excluded now.
+func (w *walker) removals(dir *localfs.Dir, prefix string, p *place, give func(*task) error) error {
+	if p.old == 0 {
+		return nil
+	}
+	there := map[string]bool{}
+	d, err := dir.OpenDir(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	for {
+		es, err := d.ReadDir(4096)
+		for _, e := range es {
+			there[e.Name] = true
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return err
+		}
+	}
+	var gone []string
+	for c, err := range w.state.Children(p.old) {
+		if err != nil {
+			return err
+		}
+		if !there[c.Name] || w.r.j.exclude.Excluded(prefix+c.Name, c.Attr.Kind == filetree.Dir) {
+			gone = append(gone, c.Name)
+		}
+	}
+	for _, name := range gone {
+		err := give(&task{
+			path:   prefix + name,
+			look:   func(_ context.Context, t *task) { t.found(localfs.Stat{}, nil); close(t.pieces) },
+			record: func(t *task) error { return ignoreNotExist(w.r.u.RemoveName(p.node, name)) },
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// compare brings one path, and all below it, to what the tree has: the increment could
+// not say, because it lies where excludes begin or end. unknown says that what the
+// update has of it is not to be believed.
+func (r *reader) compare(path string, unknown bool) error {
+	names := strings.Split(path, "/")
+	v := r.u.View()
+	dirNode, err := v.Resolve(names[:len(names)-1])
+	if err != nil {
+		return ignoreNotExist(err) // its directory is not kept
+	}
+	name := names[len(names)-1]
+	w := &walker{r: r, state: v, links: map[uint64]filetree.NodeID{}}
+	parent, self := &place{node: dirNode}, &place{}
+	var old filetree.Attr
+	st, err := r.tree.Stat(path)
+	if vanished(err) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if r.j.exclude.Excluded(path, st.Kind == filetree.Dir) {
+		return ignoreNotExist(r.u.RemoveName(dirNode, name))
+	}
+	if !unknown {
+		if self.old, err = v.Lookup(dirNode, name); err == nil {
+			old, err = v.Attr(self.old)
+		}
+		if ignoreNotExist(err) != nil {
+			return err
+		}
+	}
+	t := &task{path: path}
+	t.look = func(ctx context.Context, t *task) {
+		if st.Kind != filetree.File || self.old != 0 {
+			t.found(st, nil)
+			close(t.pieces)
+			return
+		}
+		r.lookFile(ctx, t, func() (*localfs.File, error) { return r.tree.OpenFile(path) }, nil, nil)
+	}
+	t.record = func(t *task) error { return w.record(t, parent, self, name, &old) }
+	return r.run(func(give func(*task) error) error {
+		if err := give(t); err != nil || st.Kind != filetree.Dir {
+			return err
+		}
+		dir, err := r.tree.OpenDir(path)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		return w.below(dir, path+"/", self, give)
+	})
+}
