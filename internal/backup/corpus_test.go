@@ -128,6 +128,9 @@ func (f *fixture) entries(cat *catalog.DB, source catalog.Source, seq uint64) []
 		e := manifest.Entry{Path: path, Ino: uint64(n), Kind: a.Kind, Mode: a.Mode, UID: a.UID, GID: a.GID, Size: a.Size,
 			Nlink: uint64(max(1, len(names))), Mtime: a.Mtime, Ctime: a.Ctime, Otime: a.Btime, FSFlags: int64(a.Flags), Target: a.Target,
 			Major: a.Major, Minor: a.Minor, Xattrs: a.Xattrs}
+		if a.Kind != filetree.File && a.Kind != filetree.Dir {
+			e.FSFlags = -1 // a manifest has none
+		}
 		if a.Kind == filetree.Symlink {
 			e.Size = int64(len(a.Target))
 		}

@@ -52,11 +52,6 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// smallFile is the size up to which a file with enough blocks is taken to have no
-// holes. Blocks beyond its end and those of attributes count too, so a larger file
-// is asked.
-const smallFile = 64 << 10
-
 // Segments returns what is data and what is a hole from from to to, or to the size
 // the file had when it was opened. The segments have no gaps, and data and holes
 // alternate. A file system that has no holes, or does not tell, has only data.
@@ -68,9 +63,8 @@ func (f *File) Segments(from, to int64) ([]filetree.Segment, error) {
 	if from < 0 || from >= to {
 		return nil, nil
 	}
-	if f.Size() <= smallFile && f.st.Blocks*512 >= f.st.Size {
-		return []filetree.Segment{segment(from, to, false)}, nil
-	}
+	// That enough blocks are allocated does not say that there is no hole: those that
+	// were allocated ahead and not written yet count, too, and are holes.
 	var segs []filetree.Segment
 	for pos := from; pos < to; {
 		// A hole is asked for first: in a file without one, this is the only call.

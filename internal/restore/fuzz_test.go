@@ -52,7 +52,7 @@ func FuzzRestore(f *testing.F) {
 					a.Kind = filetree.Dir
 				}
 				if b > 250 {
-					a.Size = 1 << (c % 63)
+					a.Size = 1 << (c % 24)
 				}
 				must(t, v.AddNode(n, a))
 			case 1:

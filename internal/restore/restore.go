@@ -133,6 +133,10 @@ func (r *run) restore(ctx context.Context) (err error) {
 		return fmt.Errorf("%s: %w", r.source(), err)
 	}
 	attr, err := r.View.Attr(node)
+	single := attr.Kind != filetree.Dir
+	if err == nil && single && len(r.Path) == 0 {
+		err = fmt.Errorf("the history says that it is a %v, not a directory", attr.Kind)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.source(), err)
 	}
@@ -149,7 +153,6 @@ func (r *run) restore(ctx context.Context) (err error) {
 		return err
 	}
 	w := walker{run: r}
-	single := attr.Kind != filetree.Dir
 	if single {
 		name := r.Path[len(r.Path)-1]
 		r.Path = r.Path[:len(r.Path)-1] // of what is in the plan's first directory

@@ -46,6 +46,9 @@ func (w *watchdog) RoundTrip(req *http.Request) (*http.Response, error) {
 	timer.t = time.AfterFunc(w.idle, func() { cancel(errStalled) })
 
 	watched := req.Clone(ctx)
+	// The client leaves the version out, and net/http waits for "100 Continue" only
+	// if it is there: without, what a server refuses would be sent all the same.
+	watched.Proto, watched.ProtoMajor, watched.ProtoMinor = "HTTP/1.1", 1, 1
 	if req.Body != nil && req.Body != http.NoBody {
 		watched.Body = &watchedRequest{ReadCloser: req.Body, watch: timer}
 	}

@@ -1,0 +1,419 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/secrate/secrate/internal/backup"
+	"github.com/secrate/secrate/internal/config"
+	"github.com/secrate/secrate/internal/status"
+	"github.com/secrate/secrate/s3history"
+)
+
+func newSnap(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snap [NAME...]",
+		Short: "Take a snapshot of every source and upload what changed",
+		Long: `Take a read-only snapshot of each named source, of all if none is named, and make
+it a point in time of the history: find out what changed since the last one,
+encrypt it, upload it, commit. Snapshots that an earlier run could not upload are
+uploaded first, each as a point in time of its own. What is fed by secrate ingest
+is left out.
+
+Read are the sources' snapshots; changed are the destination, where objects are
+added, the state directory, and the snapshots in .secrate below each source: the
+newest committed one is kept as the base of the next, older ones are destroyed.
+Nothing else on the source is touched, and nothing stored is ever changed.
+
+A run that is interrupted or loses the network goes on where it stopped. A source
+that fails does not keep the others from being done.
+
+Exit statuses:
+
+    0  all done; also when nothing had changed
+    1  a source failed or a file could not be read, and is named; or a snapshot
+       was taken but not uploaded: secrate upload does that later
+    2  usage, such as a source that is not there
+    3  nothing could be done, for example because another secrate is at work`,
+		Example: `  secrate snap
+  secrate snap --no-upload home && secrate upload home`,
+		ValidArgsFunction: a.completeSources,
+	}
+	o := runOptions{take: true, upload: true}
+	noUpload := cmd.Flags().Bool("no-upload", false, "take the snapshots only; secrate upload does the rest")
+	cmd.Flags().BoolVar(&a.json, "json", false, "write one object a line for each snapshot committed")
+	wait := waitFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o.upload, o.wait = !*noUpload, *wait
+		return a.runSources(cmd.Context(), "snap", args, o)
+	}
+	return cmd
+}
+
+func newUpload(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "upload [NAME...]",
+		Short: "Upload the snapshots that are pending",
+		Long: `Upload every snapshot that secrate snap took and that is not in the history yet,
+of each named source or of all, oldest first, each as a point in time of its own.
+No new snapshot is taken. What is read, changed and never touched is as with
+secrate snap.
+
+Exit statuses:
+
+    0  all done; also when nothing was pending
+    1  a source failed or a file could not be read, and is named
+    2  usage, such as a source that is not there
+    3  nothing could be done`,
+		Example: `  secrate upload
+  secrate upload --limit-upload "2 MiB/s" home`,
+		ValidArgsFunction: a.completeSources,
+	}
+	cmd.Flags().BoolVar(&a.json, "json", false, "write one object a line for each snapshot committed")
+	wait := waitFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.runSources(cmd.Context(), "upload", args, runOptions{upload: true, wait: *wait})
+	}
+	return cmd
+}
+
+type runOptions struct {
+	take, upload bool
+	wait         time.Duration
+}
+
+// A sourceRun is one source in a run of snap or upload.
+type sourceRun struct {
+	*config.Source
+	vol   *volume
+	watch *sourceWatch
+	taken *backup.Snapshot
+	err   error
+	did   bool // something of it was done
+	worse bool // some of it was not
+}
+
+// runSources takes snapshots and uploads them, as o says. The snapshots are taken
+// before the destination is asked for anything: without a network they wait.
+func (a *app) runSources(ctx context.Context, command string, names []string, o runOptions) error {
+	s, err := a.site()
+	if err != nil {
+		return err
+	}
+	sources, err := s.volumes(names)
+	if err != nil {
+		return err
+	}
+	command = strings.Join(append([]string{command}, names...), " ")
+	lock, err := s.lock(ctx, command, o.wait)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	w := a.watch(s.stateDir, command)
+	defer w.close()
+	var runs []*sourceRun
+	for _, src := range sources {
+		r := &sourceRun{Source: src, watch: w.source(src.Name)}
+		if r.vol, r.err = openVolume(src); r.err == nil && o.take {
+			r.take(ctx)
+		}
+		runs = append(runs, r)
+	}
+	out := a.results()
+	if o.upload {
+		a.uploadRuns(ctx, s, w, runs, out)
+	}
+	return a.endRuns(ctx, s, runs, out)
+}
+
+func (r *sourceRun) take(ctx context.Context) {
+	// The part of a Job that takes a snapshot needs no Writer.
+	j, err := backup.New(backup.Options{Source: r.Name, Exclude: r.Exclude, Observer: r.watch})
+	if err != nil {
+		r.err = err
+		return
+	}
+	t, err := j.Take(ctx, r.vol)
+	if err != nil {
+		r.err = err
+		return
+	}
+	r.taken, r.did = &t, true
+}
+
+// uploadRuns uploads what is pending of each of runs.
+func (a *app) uploadRuns(ctx context.Context, s *site, w *watch, runs []*sourceRun, out io.Writer) {
+	if !slices.ContainsFunc(runs, func(r *sourceRun) bool { return r.err == nil }) {
+		return
+	}
+	wr, err := a.openRecovered(ctx, s, w, out)
+	if err == nil {
+		defer wr.close()
+	}
+	for _, r := range runs {
+		switch {
+		case r.err != nil:
+		case err != nil:
+			r.err = err
+		default:
+			a.uploadRun(ctx, wr, s, r, out)
+		}
+	}
+}
+
+// openRecovered opens what is needed to write, and completes what an earlier run had
+// decided to commit.
+func (a *app) openRecovered(ctx context.Context, s *site, w *watch, out io.Writer) (*writing, error) {
+	wr, err := a.openWriting(ctx, s, w.observer())
+	if err != nil {
+		return nil, err
+	}
+	recovered, err := wr.writer.Recover(ctx)
+	for _, snap := range recovered {
+		a.reportCommitted(out, snap)
+		if err := status.RecordSuccess(s.stateDir, snap.Source, successOf(snap, snap.Uploaded)); err != nil {
+			a.log.Warn("result not recorded", "source", snap.Source, "error", err)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, wr.close())
+	}
+	return wr, nil
+}
+
+func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun, out io.Writer) {
+	before, err := wr.head(r.Name)
+	if err != nil {
+		r.err = err
+		return
+	}
+	if before.Seq == 0 || before.Partial {
+		r.watch.guess(r.Path)
+	}
+	j, err := backup.New(backup.Options{Writer: wr.writer, Source: r.Name, Exclude: r.Exclude, Host: hostname(), Observer: r.watch, Log: a.log})
+	if err != nil {
+		r.err = err
+		return
+	}
+	res, err := j.Upload(ctx, r.vol)
+	r.watch.done(err)
+	head, done, herr := a.reportSince(wr, before, r.Name, out)
+	r.err = errors.Join(err, herr)
+	r.did = r.did || done > 0
+	if r.err == nil {
+		r.did = true
+		switch {
+		case res.Unchanged:
+			a.reportUnchanged(out, head)
+		case done == 0 && !r.tookOne() && !a.json:
+			fmt.Fprintf(out, "%s: nothing pending\n", r.Name)
+		}
+		r.taken = nil
+		if err := status.RecordSuccess(s.stateDir, r.Name, successOf(head, sentBy(wr, before, r.Name))); err != nil {
+			a.log.Warn("result not recorded", "source", r.Name, "error", err)
+		}
+	}
+	r.worse = a.reportUnread(r.Name, res)
+}
+
+func (r *sourceRun) tookOne() bool { return r.taken != nil }
+
+// head is the newest snapshot of a source, whose Seq is 0 when there is none.
+func (wr *writing) head(name string) (s3history.Snapshot, error) {
+	src, err := wr.writer.Source(name)
+	if err != nil {
+		return s3history.Snapshot{}, err
+	}
+	head, err := wr.writer.Head(src)
+	head.Source = name
+	return head, err
+}
+
+// since returns the snapshots of a source that are newer than before: partial ones
+// are among them.
+func (wr *writing) since(before s3history.Snapshot, name string) ([]s3history.Snapshot, error) {
+	src, err := wr.writer.Source(name)
+	if err != nil {
+		return nil, err
+	}
+	all, err := wr.writer.Snapshots(src)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(s s3history.Snapshot) bool { return s.Seq <= before.Seq }), nil
+}
+
+// reportSince reports what was committed since before, and returns the newest
+// snapshot and how many they were.
+func (a *app) reportSince(wr *writing, before s3history.Snapshot, name string, out io.Writer) (head s3history.Snapshot, n int, err error) {
+	fresh, err := wr.since(before, name)
+	head = before
+	for _, s := range fresh {
+		a.reportCommitted(out, s)
+		head = s
+	}
+	return head, len(fresh), err
+}
+
+func sentBy(wr *writing, before s3history.Snapshot, name string) (n int64) {
+	fresh, err := wr.since(before, name)
+	if err != nil {
+		return 0
+	}
+	for _, s := range fresh {
+		n += s.Uploaded
+	}
+	return n
+}
+
+func successOf(s s3history.Snapshot, uploaded int64) status.Success {
+	return status.Success{Seq: s.Seq, Snapshot: s.Info.Origin, Uploaded: uploaded}
+}
+
+func (a *app) reportCommitted(out io.Writer, s s3history.Snapshot) {
+	if a.json {
+		writeJSON(out, objectOf(s))
+		return
+	}
+	fmt.Fprintf(out, "%s: #%d%s %s\n", s.Source, s.Seq, partial(s), uploaded(s))
+}
+
+func (a *app) reportUnchanged(out io.Writer, head s3history.Snapshot) {
+	if a.json {
+		writeJSON(out, struct {
+			Source    string `json:"source"`
+			Unchanged bool   `json:"unchanged"`
+			Seq       uint64 `json:"seq"`
+		}{head.Source, true, head.Seq})
+		return
+	}
+	fmt.Fprintf(out, "%s: nothing changed since #%d\n", head.Source, head.Seq)
+}
+
+func (a *app) reportPending(out io.Writer, source, origin string) {
+	if a.json {
+		writeJSON(out, struct {
+			Source  string `json:"source"`
+			Pending bool   `json:"pending"`
+			Origin  string `json:"origin"`
+		}{source, true, origin})
+		return
+	}
+	fmt.Fprintf(out, "%s: pending, not uploaded\n", source)
+}
+
+// reportUnread names the files that could not be read, and says whether there are any.
+func (a *app) reportUnread(source string, res backup.Result) bool {
+	for _, f := range res.Failed {
+		a.warn("%s: not read: %s", source, f)
+	}
+	if more := res.Failures - len(res.Failed); more > 0 {
+		a.warn("%s: and %d more", source, more)
+	}
+	return res.Failures > 0
+}
+
+// endRuns says what failed, and works out the exit status.
+func (a *app) endRuns(ctx context.Context, s *site, runs []*sourceRun, out io.Writer) error {
+	var done, failed int
+	said := map[string]bool{}
+	for _, r := range runs {
+		if r.taken != nil {
+			a.reportPending(out, r.Name, r.taken.Name)
+		}
+		if r.did {
+			done++
+		}
+		if r.err == nil && !r.worse {
+			continue
+		}
+		failed++
+		if r.err == nil {
+			continue
+		}
+		if ctx.Err() == nil {
+			if err := status.RecordFailure(s.stateDir, r.Name, r.err); err != nil {
+				a.log.Warn("result not recorded", "source", r.Name, "error", err)
+			}
+		}
+		if text := r.err.Error(); ctx.Err() == nil {
+			a.fail(ctx, fmt.Errorf("%s: %w", r.Name, r.err))
+		} else if !said[text] {
+			said[text] = true
+			a.fail(ctx, r.err)
+		}
+	}
+	switch {
+	case failed == 0:
+		return nil
+	case done > 0:
+		return exitError(exitPartly)
+	}
+	return exitError(exitNothing)
+}
+
+// volumes returns the sources of these names, or all, but for those that are fed by
+// streams: they take no snapshots.
+func (s *site) volumes(names []string) ([]*config.Source, error) {
+	var all []*config.Source
+	if len(names) == 0 {
+		for i := range s.conf.Sources {
+			if src := &s.conf.Sources[i]; src.Mode != config.Stream {
+				all = append(all, src)
+			}
+		}
+		if len(all) == 0 {
+			return nil, hinted(errors.New("there is no source to take a snapshot of"), "secrate source add NAME PATH makes one")
+		}
+		return all, nil
+	}
+	for _, name := range names {
+		src, err := s.source(name)
+		if err != nil {
+			return nil, err
+		}
+		if src.Mode == config.Stream {
+			return nil, &usageError{fmt.Sprintf("source %s is fed by secrate ingest and takes no snapshots", name),
+				"btrfs send SNAPSHOT | secrate ingest " + name}
+		}
+		if !slices.Contains(all, src) {
+			all = append(all, src)
+		}
+	}
+	return all, nil
+}
+
+// source returns the source of that name; one that is not there is a fault of the
+// command line.
+func (s *site) source(name string) (*config.Source, error) {
+	src, err := s.conf.Source(name)
+	if err != nil {
+		return nil, &usageError{err.Error(), hintFor(err)}
+	}
+	return src, nil
+}
+
+// completeSources completes the names of sources.
+func (a *app) completeSources(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	path, _, err := a.paths()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	conf, err := config.Load(path)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, s := range conf.Sources {
+		names = append(names, s.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
