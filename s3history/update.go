@@ -56,6 +56,7 @@ type Update struct {
 	uids    map[uint32]bool
 	gids    map[uint32]bool
 	changed map[filetree.NodeID][]filetree.Range
+	punched map[filetree.NodeID]bool // that Hole or Truncate took bytes from
 	write   writeBuffer
 	closed  bool
 }
@@ -805,8 +806,20 @@ func (u *Update) Hole(n filetree.NodeID, off, length int64) error {
 	if length = min(length, c.Size-off); length <= 0 {
 		return nil
 	}
+	u.punch(n)
 	return u.put(n, off, []catalog.Part{{Length: length}}, nil)
 }
+
+func (u *Update) punch(n filetree.NodeID) {
+	if u.punched == nil {
+		u.punched = map[filetree.NodeID]bool{}
+	}
+	u.punched[n] = true
+}
+
+// Punched reports whether Hole or Truncate took bytes from a file: then it is not, even
+// where nothing has been Put, what it was in the snapshot before.
+func (u *Update) Punched(n filetree.NodeID) bool { return u.punched[n] }
 
 // Truncate implements filetree.Update.
 func (u *Update) Truncate(n filetree.NodeID, size int64) error {
@@ -818,6 +831,7 @@ func (u *Update) Truncate(n filetree.NodeID, size int64) error {
 		return err
 	}
 	if size < c.Size {
+		u.punch(n)
 		if err := u.put(n, size, []catalog.Part{{Length: c.Size - size}}, nil); err != nil {
 			return err
 		}

@@ -195,7 +195,7 @@ func (d *differ) items(ops []delta.Op, off, at int64, data []byte) ([]s3history.
 		if err != nil {
 			return nil, err
 		}
-		inPlace := d.old.same && from == off+int64(op.NewOffset)
+		inPlace := d.old.keep && from == off+int64(op.NewOffset)
 		if !inPlace && op.Length > longest {
 			longest = op.Length
 			d.shift = from - off - int64(op.NewOffset)

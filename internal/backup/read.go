@@ -302,7 +302,7 @@ func (r *reader) findOld(n filetree.NodeID, fresh bool) (*oldFile, error) {
 	if err != nil {
 		return nil, ignoreNotExist(err)
 	}
-	return &oldFile{node: node, same: !fresh, path: strings.Join(names, "/"), size: a.Size, view: before}, nil
+	return &oldFile{node: node, same: !fresh, keep: !fresh && !r.u.Punched(n), path: strings.Join(names, "/"), size: a.Size, view: before}, nil
 }
 
 func ignoreNotExist(err error) error {
@@ -315,7 +315,8 @@ func ignoreNotExist(err error) error {
 // An oldFile is a file of the base snapshot.
 type oldFile struct {
 	node filetree.NodeID
-	same bool // the node itself: what stays in its place need not be said
+	same bool // the node itself
+	keep bool // and what stays in its place need not be said
 	path string
 	size int64
 	view catalog.View

@@ -66,27 +66,34 @@ func (f *File) Segments(from, to int64) ([]filetree.Segment, error) {
 	// That enough blocks are allocated does not say that there is no hole: those that
 	// were allocated ahead and not written yet count, too, and are holes.
 	var segs []filetree.Segment
+	add := func(start, end int64, hole bool) {
+		if n := len(segs); n > 0 && segs[n-1].Hole == hole {
+			segs[n-1].Length = end - segs[n-1].Offset
+		} else if end > start {
+			segs = append(segs, segment(start, end, hole))
+		}
+	}
 	for pos := from; pos < to; {
-		// A hole is asked for first: in a file without one, this is the only call.
-		end, err := f.seek(pos, to, unix.SEEK_HOLE)
+		// Data is asked for first. Of a range that was reflinked from one allocated
+		// ahead, Btrfs says to SEEK_HOLE that it is data and to SEEK_DATA that it is
+		// none (Linux 6.18); there is nothing in it, so the second is right.
+		data, err := f.seek(pos, to, unix.SEEK_DATA)
 		if err != nil {
 			return nil, err
 		}
-		hole := end == pos
-		if hole {
-			if end, err = f.seek(pos, to, unix.SEEK_DATA); err != nil {
-				return nil, err
-			}
-			if end == pos { // written between the two calls
-				end, hole = min(to, pos+1<<20), false
-			}
+		add(pos, data, true)
+		if data == to {
+			break
 		}
-		if n := len(segs); n > 0 && segs[n-1].Hole == hole {
-			segs[n-1].Length = end - segs[n-1].Offset
-		} else {
-			segs = append(segs, segment(pos, end, hole))
+		hole, err := f.seek(data, to, unix.SEEK_HOLE)
+		if err != nil {
+			return nil, err
 		}
-		pos = end
+		if hole == data { // punched between the two calls
+			hole = min(to, data+1<<20)
+		}
+		add(data, hole, false)
+		pos = hole
 	}
 	return segs, nil
 }
@@ -101,8 +108,10 @@ func (f *File) seek(pos, to int64, whence int) (int64, error) {
 	switch {
 	case err == unix.ENXIO: // no more data, or the file has become shorter
 		return to, nil
+	case err != nil && unsupported(err) && whence == unix.SEEK_DATA:
+		return pos, nil // all data
 	case err != nil && unsupported(err):
-		return to, nil // SEEK_HOLE is asked first: all data
+		return to, nil
 	case err != nil:
 		return 0, fmt.Errorf("holes after %d: %w", pos, err)
 	}
