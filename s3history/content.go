@@ -107,7 +107,7 @@ func (c *Content) open(ctx context.Context, id catalog.PackID) (*packReader, err
 // heal reads the sealed key and the table of a pack from the pack itself: the manifest
 // that told of it is lost.
 func (c *Content) heal(ctx context.Context, pack catalog.Pack) (catalog.Pack, error) {
-	key := packObject(pack.SHA)
+	key := packKey(pack.SHA)
 	o, err := c.store.Stat(ctx, key)
 	if err != nil {
 		return pack, err
@@ -176,7 +176,7 @@ func (c *Content) fetch(ctx context.Context, id catalog.PackID, n uint32) ([]byt
 	if n >= uint32(len(p.offs)) {
 		return nil, fmt.Errorf("blob %d of %d of pack %x: %w", n, len(p.offs), p.pack.SHA, ErrFormat)
 	}
-	box, err := getRange(ctx, c.store, packObject(p.pack.SHA), p.offs[n], int64(p.pack.Blobs[n].Length))
+	box, err := getRange(ctx, c.store, packKey(p.pack.SHA), p.offs[n], int64(p.pack.Blobs[n].Length))
 	if err != nil {
 		return nil, err
 	}
@@ -239,7 +239,7 @@ func (c *Content) run(ctx context.Context, p *packReader, from, to int64, wanted
 		}
 		return ctx.Err()
 	}
-	key := packObject(p.pack.SHA)
+	key := packKey(p.pack.SHA)
 	rc, err := c.store.Get(ctx, key, from, to-from)
 	if err != nil {
 		return fail(wanted, err)

@@ -94,7 +94,7 @@ var keyPrefixes = []string{"keys/", "keys2/"}
 
 const configKey = "secrate.json"
 
-func packObject(sha [32]byte) string {
+func packKey(sha [32]byte) string {
 	h := hex.EncodeToString(sha[:])
 	return "packs/" + h[:2] + "/" + h
 }

@@ -179,7 +179,7 @@ func (j *journal) loadPack(ctx context.Context, s store.Store, name string) erro
 		return j.remove(name)
 	}
 	if strings.HasSuffix(name, ".new") {
-		o, err := s.Stat(ctx, packObject(p.pack.SHA))
+		o, err := s.Stat(ctx, packKey(p.pack.SHA))
 		switch {
 		case errors.Is(err, store.ErrNotExist), errors.Is(err, store.ErrPermission), err == nil && o.Size != f.Size:
 			return j.remove(name)

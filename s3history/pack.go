@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -115,27 +116,59 @@ func indexKey(meta seal.Key, repo RepoID, sealedKey []byte) seal.Key {
 	return meta.Derive(labelIndex, repo[:], sum[:])
 }
 
+// A packObject is a pack in the pieces it is made of, so that its blobs, most of what
+// is in memory, are there once. It is an io.ReaderAt.
+type packObject struct {
+	pieces [][]byte
+	size   int64
+}
+
 // buildPack returns the object. blobs are sealed already.
-func buildPack(meta seal.Key, repo RepoID, sealedKey []byte, blobs [][]byte, index packIndex, e *zstd.Encoder) ([]byte, error) {
+func buildPack(meta seal.Key, repo RepoID, sealedKey []byte, blobs [][]byte, index packIndex, e *zstd.Encoder) (*packObject, error) {
 	plain, err := encMode.Marshal(&index)
 	if err != nil {
 		return nil, err
 	}
-	box := indexKey(meta, repo, sealedKey).Seal(nil, nil, compress(e, nil, plain))
-	size := packHeader + len(sealedKey) + len(box) + packFooter
-	for _, b := range blobs {
-		size += len(b)
+	head := append(make([]byte, 0, packHeader+len(sealedKey)), packMagic...)
+	head = binary.LittleEndian.AppendUint16(head, uint16(len(sealedKey)))
+	head = append(head, sealedKey...)
+	tail := indexKey(meta, repo, sealedKey).Seal(nil, nil, compress(e, nil, plain))
+	tail = binary.LittleEndian.AppendUint32(tail, uint32(len(tail)))
+	tail = append(tail, packEndMagic...)
+	p := &packObject{pieces: slices.Concat([][]byte{head}, blobs, [][]byte{tail})}
+	for _, b := range p.pieces {
+		p.size += int64(len(b))
 	}
-	obj := make([]byte, 0, size)
-	obj = append(obj, packMagic...)
-	obj = binary.LittleEndian.AppendUint16(obj, uint16(len(sealedKey)))
-	obj = append(obj, sealedKey...)
-	for _, b := range blobs {
-		obj = append(obj, b...)
+	return p, nil
+}
+
+// sum returns the SHA-256 of the object.
+func (p *packObject) sum() (sha [32]byte) {
+	h := sha256.New()
+	for _, b := range p.pieces {
+		h.Write(b)
 	}
-	obj = append(obj, box...)
-	obj = binary.LittleEndian.AppendUint32(obj, uint32(len(box)))
-	return append(obj, packEndMagic...), nil
+	h.Sum(sha[:0])
+	return sha
+}
+
+// ReadAt implements io.ReaderAt.
+func (p *packObject) ReadAt(b []byte, off int64) (n int, err error) {
+	for _, piece := range p.pieces {
+		if n == len(b) {
+			return n, nil
+		}
+		if off >= int64(len(piece)) {
+			off -= int64(len(piece))
+			continue
+		}
+		n += copy(b[n:], piece[off:])
+		off = 0
+	}
+	if n < len(b) {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // blobOffset returns where blob n of a pack starts in the object, and its table row.

@@ -3,7 +3,6 @@ package s3history
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -221,7 +220,7 @@ func (p *packer) put(c *openPack) error {
 	}
 	c.key = seal.Key{} // from here on nobody here can read it
 	c.blobs = nil
-	pack := catalog.Pack{ID: c.id, SHA: sha256.Sum256(obj), Size: int64(len(obj)), Key: c.sealed, Blobs: c.table}
+	pack := catalog.Pack{ID: c.id, SHA: obj.sum(), Size: obj.size, Key: c.sealed, Blobs: c.table}
 	if err := p.w.cat.FillPack(pack); err != nil {
 		return err
 	}
@@ -231,8 +230,8 @@ func (p *packer) put(c *openPack) error {
 		return err
 	}
 	c.slices = nil
-	key := packObject(pack.SHA)
-	err = p.w.store.Put(p.ctx, key, bytes.NewReader(obj), int64(len(obj)))
+	key := packKey(pack.SHA)
+	err = p.w.store.Put(p.ctx, key, obj, obj.size)
 	if err != nil && !errors.Is(err, store.ErrExist) {
 		return fmt.Errorf("upload pack %s: %w", key, err)
 	}

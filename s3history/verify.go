@@ -131,7 +131,7 @@ func (v *verifier) packs() {
 			v.yield(Damage{Err: perr})
 			return
 		}
-		key := packObject(p.SHA)
+		key := packKey(p.SHA)
 		for ok && err == nil && o.Key < key {
 			o, err, ok = next() // of another writer, or not named by any manifest
 		}
