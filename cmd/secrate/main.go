@@ -148,7 +148,7 @@ func newRoot(a *app) *cobra.Command {
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "neither progress nor results of snap, upload and ingest; warnings and errors stay")
 	f.StringVar(&a.progress, "progress", "auto", "`MODE` of progress on stderr: auto, bars, plain, json or none")
 	f.StringVar(&a.limit, "limit-upload", "", "upload at most `RATE`, such as \"10 MiB/s\" or \"20 Mbit/s\"; 0 is no limit (default: what the configuration says)")
-	f.StringVar(&a.logLevel, "log-level", "warn", "log from `LEVEL` on to stderr: debug, info, warn or error")
+	f.StringVar(&a.logLevel, "log-level", "error", "log from `LEVEL` on to stderr: debug, info, warn or error")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "the same as --log-level info")
 	root.AddCommand(newInit(a), newSource(a), newSnap(a), newUpload(a), newIngest(a),
 		newSnapshots(a), newLs(a), newCat(a), newRestore(a), newVerify(a), newStatus(a),
@@ -209,7 +209,14 @@ func (a *app) results() io.Writer {
 
 // warn says what a person should know that is no failure.
 func (a *app) warn(format string, args ...any) {
-	fmt.Fprintf(a.errorOutput(), "secrate: warning: %s\n", fmt.Sprintf(format, args...))
+	a.say("warning", fmt.Sprintf(format, args...))
+}
+
+// say writes text, a line or more, with what it is in front.
+func (a *app) say(what, text string) {
+	for line := range strings.Lines(text) {
+		fmt.Fprintf(a.errorOutput(), "secrate: %s: %s\n", what, strings.TrimSuffix(line, "\n"))
+	}
 }
 
 // fail says that something failed, and what to do about it.
@@ -218,12 +225,9 @@ func (a *app) fail(ctx context.Context, err error) {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err, hint = errInterrupted, hintInterrupted
 	}
-	w := a.errorOutput()
-	for line := range strings.Lines(err.Error()) {
-		fmt.Fprintf(w, "secrate: error: %s\n", strings.TrimSuffix(line, "\n"))
-	}
+	a.say("error", err.Error())
 	if hint != "" {
-		fmt.Fprintf(w, "secrate: hint: %s\n", hint)
+		a.say("hint", hint)
 	}
 }
 
@@ -298,7 +302,7 @@ func hintFor(err error) string {
 			return k.hint
 		}
 	}
-	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 && !strings.Contains(err.Error(), "run as root") {
 		return "run it as root"
 	}
 	return ""

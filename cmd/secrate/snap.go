@@ -179,9 +179,7 @@ func (a *app) openRecovered(ctx context.Context, s *site, w *watch, out io.Write
 	recovered, err := wr.writer.Recover(ctx)
 	for _, snap := range recovered {
 		a.reportCommitted(out, snap)
-		if err := status.RecordSuccess(s.stateDir, snap.Source, successOf(snap, snap.Uploaded)); err != nil {
-			a.log.Warn("result not recorded", "source", snap.Source, "error", err)
-		}
+		a.recordSuccess(s, snap, snap.Uploaded)
 	}
 	if err != nil {
 		return nil, errors.Join(err, wr.close())
@@ -205,26 +203,45 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 	}
 	res, err := j.Upload(ctx, r.vol)
 	r.watch.done(err)
-	head, done, herr := a.reportSince(wr, before, r.Name, out)
-	r.err = errors.Join(err, herr)
-	r.did = r.did || done > 0
-	if r.err == nil {
-		r.did = true
-		switch {
-		case res.Unchanged:
-			a.reportUnchanged(out, head)
-		case done == 0 && !r.tookOne() && !a.json:
-			fmt.Fprintf(out, "%s: nothing pending\n", r.Name)
-		}
-		r.taken = nil
-		if err := status.RecordSuccess(s.stateDir, r.Name, successOf(head, sentBy(wr, before, r.Name))); err != nil {
-			a.log.Warn("result not recorded", "source", r.Name, "error", err)
+	fresh, ferr := wr.since(before, r.Name)
+	r.err = errors.Join(err, ferr)
+	r.worse = a.reportUnread(r.Name, res)
+	head, sent := before, int64(0)
+	for _, snap := range fresh {
+		a.reportCommitted(out, snap)
+		head, r.did = snap, true
+		sent += snap.Uploaded
+		if r.taken != nil && snap.Info.GUID == r.taken.GUID && !snap.Partial {
+			r.taken = nil
 		}
 	}
-	r.worse = a.reportUnread(r.Name, res)
+	if r.err != nil {
+		return
+	}
+	r.taken, r.did = nil, true
+	switch {
+	case res.Unchanged:
+		a.reportUnchanged(out, head)
+	case len(fresh) == 0 && !a.json:
+		fmt.Fprintf(out, "%s: nothing pending\n", r.Name)
+	}
+	a.recordSuccess(s, head, sent)
 }
 
-func (r *sourceRun) tookOne() bool { return r.taken != nil }
+// recordSuccess keeps for secrate status that all is well with a source.
+func (a *app) recordSuccess(s *site, head s3history.Snapshot, uploaded int64) {
+	err := status.RecordSuccess(s.stateDir, head.Source, status.Success{Seq: head.Seq, Snapshot: head.Info.Origin, Uploaded: uploaded})
+	if err != nil {
+		a.log.Warn("result not recorded", "source", head.Source, "error", err)
+	}
+}
+
+// recordFailure keeps for secrate status what failed.
+func (a *app) recordFailure(s *site, source string, failure error) {
+	if err := status.RecordFailure(s.stateDir, source, failure); err != nil {
+		a.log.Warn("result not recorded", "source", source, "error", err)
+	}
+}
 
 // head is the newest snapshot of a source, whose Seq is 0 when there is none.
 func (wr *writing) head(name string) (s3history.Snapshot, error) {
@@ -249,33 +266,6 @@ func (wr *writing) since(before s3history.Snapshot, name string) ([]s3history.Sn
 		return nil, err
 	}
 	return slices.DeleteFunc(all, func(s s3history.Snapshot) bool { return s.Seq <= before.Seq }), nil
-}
-
-// reportSince reports what was committed since before, and returns the newest
-// snapshot and how many they were.
-func (a *app) reportSince(wr *writing, before s3history.Snapshot, name string, out io.Writer) (head s3history.Snapshot, n int, err error) {
-	fresh, err := wr.since(before, name)
-	head = before
-	for _, s := range fresh {
-		a.reportCommitted(out, s)
-		head = s
-	}
-	return head, len(fresh), err
-}
-
-func sentBy(wr *writing, before s3history.Snapshot, name string) (n int64) {
-	fresh, err := wr.since(before, name)
-	if err != nil {
-		return 0
-	}
-	for _, s := range fresh {
-		n += s.Uploaded
-	}
-	return n
-}
-
-func successOf(s s3history.Snapshot, uploaded int64) status.Success {
-	return status.Success{Seq: s.Seq, Snapshot: s.Info.Origin, Uploaded: uploaded}
 }
 
 func (a *app) reportCommitted(out io.Writer, s s3history.Snapshot) {
@@ -324,7 +314,6 @@ func (a *app) reportUnread(source string, res backup.Result) bool {
 // endRuns says what failed, and works out the exit status.
 func (a *app) endRuns(ctx context.Context, s *site, runs []*sourceRun, out io.Writer) error {
 	var done, failed int
-	said := map[string]bool{}
 	for _, r := range runs {
 		if r.taken != nil {
 			a.reportPending(out, r.Name, r.taken.Name)
@@ -332,24 +321,16 @@ func (a *app) endRuns(ctx context.Context, s *site, runs []*sourceRun, out io.Wr
 		if r.did {
 			done++
 		}
-		if r.err == nil && !r.worse {
-			continue
+		if r.err != nil || r.worse {
+			failed++
 		}
-		failed++
-		if r.err == nil {
-			continue
-		}
-		if ctx.Err() == nil {
-			if err := status.RecordFailure(s.stateDir, r.Name, r.err); err != nil {
-				a.log.Warn("result not recorded", "source", r.Name, "error", err)
-			}
-		}
-		if text := r.err.Error(); ctx.Err() == nil {
+		if r.err != nil && ctx.Err() == nil {
+			a.recordFailure(s, r.Name, r.err)
 			a.fail(ctx, fmt.Errorf("%s: %w", r.Name, r.err))
-		} else if !said[text] {
-			said[text] = true
-			a.fail(ctx, r.err)
 		}
+	}
+	if failed > 0 && ctx.Err() != nil {
+		a.fail(ctx, context.Cause(ctx))
 	}
 	switch {
 	case failed == 0:

@@ -11,9 +11,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/config"
-	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/s3history"
 	stream "github.com/secrate/secrate/sendstream/btrfs"
 	"github.com/secrate/secrate/snapshot/btrfs"
@@ -161,8 +162,6 @@ func unitOf(u *stream.Unit, moved func(paths []string)) backup.Unit {
 	return b
 }
 
-var _ filetree.Update = (*s3history.Update)(nil)
-
 // notYet refuses what other versions will do.
 func notYet(m config.Mode) error {
 	what := map[config.Mode]string{config.ZFS: "ZFS datasets", config.Files: "ordinary directories"}[m]
@@ -170,3 +169,11 @@ func notYet(m config.Mode) error {
 }
 
 const notYetHint = "Btrfs subvolumes can, and with --mode stream whatever secrate ingest is given as a Btrfs send stream"
+
+// zfsMagic is the type that statfs(2) gives for ZFS.
+const zfsMagic = 0x2fc12fc1
+
+func isZFS(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && uint32(st.Type) == zfsMagic
+}

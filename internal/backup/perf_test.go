@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/btrfsvolume"
 	"github.com/secrate/secrate/testenv/loopfs"
 )
@@ -35,7 +36,23 @@ func TestPerf(t *testing.T) {
 		c := res.Committed[0]
 		t.Logf("%s: %v, %d bytes, %d objects, manifest %d; heap sys %d MB", name, time.Since(s), c.Uploaded, c.Objects, c.Manifest, m.Sys>>20)
 	}
+	if os.Getenv("PERFW") != "" {
+		for range 2 {
+		for _, w := range []int{2, 4, 8, 16} {
+			f := newFixture(t)
+			j, _ := backup.New(backup.Options{Writer: f.w, Source: "s", Workers: w})
+			drop()
+			s := time.Now()
+			f.snap(j, v)
+			t.Logf("%d workers: %v", w, time.Since(s))
+			all, _ := v.List(t.Context())
+			for _, s := range all { v.Release(t.Context(), s) }
+		}
+		}
+		return
+	}
 	step("first")
+	if os.Getenv("PERF1") != "" { return }
 	run("edit", dir, "10"); step("edit 10")
 	step("nothing")
 	run("insert", dir, "200"); run("rename", dir, "50"); step("insert 200 rename 50")

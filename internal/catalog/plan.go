@@ -15,7 +15,8 @@ import (
 // A Plan is what a restore has to do, in temporary tables, so that memory does not
 // grow with the tree:
 //
-//	plan_dirs    directories, each after the one it is in
+//	plan_stack   directories that wait for their turn
+//	plan_dirs    directories that were made, each after the one it is in
 //	plan_files   everything else, once for each node
 //	plan_links   further names of nodes in plan_files
 //	plan_whole   files that are one slice of a blob, by pack and blob
@@ -25,14 +26,20 @@ import (
 // Directories and files have numbers of the plan's own, from 1 on: a node's number may
 // be anything, and a directory may be met twice in a history that lies.
 //
-// A DB has one Plan at a time. The methods that add are for one goroutine, the others
-// may be called concurrently.
+// A DB has one Plan at a time. Between Sort and the next call that adds or finishes
+// something, the other methods may be called concurrently.
 type Plan struct {
 	v     View
-	dirs  int64
-	files int64
-	links int64
-	rows  []planRow // to be inserted
+	dirs  int64     // the last that was numbered, as are those that follow
+	files int64     //
+	links int64     //
+	rows  []planRow // to be written
+
+	stack   []PlanDir // the upper end of it; the rest is in plan_stack
+	spilled int64     // how many are there
+
+	sorted int64 // the last file that Sort has seen
+	pinned int64 // the last file that Pin has seen
 }
 
 type planRow struct {
@@ -41,7 +48,8 @@ type planRow struct {
 }
 
 const planSchema = `
-CREATE TEMP TABLE plan_dirs (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, depth INTEGER NOT NULL);
+CREATE TEMP TABLE plan_stack (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, depth INTEGER NOT NULL);
+CREATE TEMP TABLE plan_dirs (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, pinned INTEGER NOT NULL);
 CREATE TEMP TABLE plan_files (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, dir INTEGER NOT NULL, name BLOB NOT NULL, size INTEGER NOT NULL, failed INTEGER NOT NULL);
 CREATE TEMP TABLE plan_links (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, dir INTEGER NOT NULL, name BLOB NOT NULL);
 CREATE TEMP TABLE plan_whole (pack INTEGER, blob INTEGER, boff INTEGER, file INTEGER, PRIMARY KEY (pack, blob, boff, file)) WITHOUT ROWID;
@@ -49,7 +57,7 @@ CREATE TEMP TABLE plan_pieced (pack INTEGER, blob INTEGER, file INTEGER, PRIMARY
 CREATE TEMP TABLE plan_pieces (file INTEGER, pack INTEGER, blob INTEGER, boff INTEGER, off INTEGER, len INTEGER NOT NULL, PRIMARY KEY (file, pack, blob, boff, off)) WITHOUT ROWID;
 `
 
-var planTables = []string{"plan_dirs", "plan_files", "plan_links", "plan_whole", "plan_pieced", "plan_pieces"}
+var planTables = []string{"plan_stack", "plan_dirs", "plan_files", "plan_links", "plan_whole", "plan_pieced", "plan_pieces"}
 
 // planBatch is how many rows are read or written at once.
 const planBatch = 512
@@ -142,26 +150,78 @@ func (p *Plan) flush() error {
 	return err
 }
 
-// A PlanDir is a directory in a plan.
+// A PlanDir is a directory in a plan. The first one has no parent and no name.
 type PlanDir struct {
-	ID    int64
-	Node  filetree.NodeID
-	Depth int // of the first 0
+	ID     int64
+	Node   filetree.NodeID
+	Parent int64
+	Name   string
+	Depth  int
 }
 
-// AddDir adds a directory. Of the first one parent and name mean nothing.
-func (p *Plan) AddDir(parent PlanDir, name string, n filetree.NodeID) (PlanDir, error) {
+// PushDir adds a directory to those that wait. Its number is higher than that of the
+// one it is in.
+func (p *Plan) PushDir(parent PlanDir, name string, n filetree.NodeID) error {
 	p.dirs++
-	d := PlanDir{p.dirs, n, 0}
+	d := PlanDir{ID: p.dirs, Node: n, Parent: parent.ID, Name: name}
 	if parent.ID != 0 {
 		d.Depth = parent.Depth + 1
 	}
-	return d, p.add("INSERT INTO plan_dirs (id, node, parent, name, depth) VALUES (?, ?, ?, ?, ?)",
-		d.ID, p.v.key(n), parent.ID, []byte(name), d.Depth)
+	p.stack = append(p.stack, d)
+	if len(p.stack) < 2*planBatch {
+		return nil
+	}
+	for _, d := range p.stack[:planBatch] {
+		err := p.add("INSERT INTO plan_stack (id, node, parent, name, depth) VALUES (?, ?, ?, ?, ?)",
+			d.ID, p.v.key(d.Node), d.Parent, []byte(d.Name), d.Depth)
+		if err != nil {
+			return err
+		}
+	}
+	p.stack = append(p.stack[:0], p.stack[planBatch:]...)
+	p.spilled += planBatch
+	return nil
 }
 
-// NextDir returns the number that the next directory to be added gets.
-func (p *Plan) NextDir() int64 { return p.dirs + 1 }
+// PopDir takes the directory that was pushed last, so that a tree is walked in depth.
+// There is none if its number is 0.
+func (p *Plan) PopDir() (PlanDir, error) {
+	if len(p.stack) == 0 && p.spilled > 0 {
+		if err := p.flush(); err != nil {
+			return PlanDir{}, err
+		}
+		p.v.db.mu.Lock()
+		err := p.v.db.query("SELECT id, node, parent, name, depth FROM plan_stack ORDER BY id DESC LIMIT ?", func(r *sqlite.Stmt) bool {
+			p.stack = append(p.stack, PlanDir{r.ColumnInt64(0), nodeOf(r.ColumnInt64(1)), r.ColumnInt64(2), columnString(r, 3), int(r.ColumnInt64(4))})
+			return true
+		}, planBatch)
+		if err == nil && len(p.stack) == 0 {
+			err = errors.New("catalog: internal error: plan without its directories")
+		}
+		if err == nil {
+			slices.Reverse(p.stack)
+			err = p.v.db.exec("DELETE FROM plan_stack WHERE id >= ?", p.stack[0].ID)
+		}
+		p.v.db.mu.Unlock()
+		if err != nil {
+			return PlanDir{}, err
+		}
+		p.spilled -= int64(len(p.stack))
+	}
+	n := len(p.stack)
+	if n == 0 {
+		return PlanDir{}, nil
+	}
+	d := p.stack[n-1]
+	p.stack = p.stack[:n-1]
+	return d, nil
+}
+
+// AddDir records that a directory was made.
+func (p *Plan) AddDir(d PlanDir) error {
+	return p.add("INSERT INTO plan_dirs (id, node, parent, name, pinned) VALUES (?, ?, ?, ?, 0)",
+		d.ID, p.v.key(d.Node), d.Parent, []byte(d.Name))
+}
 
 // AddFile adds what is no directory, under its first name. size is 0 when nothing
 // remains to be done but links to it. It returns the file's number.
@@ -177,80 +237,124 @@ func (p *Plan) AddLink(dir int64, name string, n filetree.NodeID) error {
 	return p.add("INSERT INTO plan_links (id, node, dir, name) VALUES (?, ?, ?, ?)", p.links, p.v.key(n), dir, []byte(name))
 }
 
-// Dirs yields the directories in the order they were added, and those that are added
-// while it goes on.
-func (p *Plan) Dirs() iter.Seq2[PlanDir, error] {
-	return func(yield func(PlanDir, error) bool) {
-		for last := int64(0); last < p.dirs; {
-			if err := p.flush(); err != nil {
-				yield(PlanDir{}, err)
-				return
-			}
-			var batch []PlanDir
-			p.v.db.mu.Lock()
-			err := p.v.db.query("SELECT id, node, depth FROM plan_dirs WHERE id > ? ORDER BY id LIMIT ?", func(r *sqlite.Stmt) bool {
-				batch = append(batch, PlanDir{r.ColumnInt64(0), nodeOf(r.ColumnInt64(1)), int(r.ColumnInt64(2))})
-				return true
-			}, last, planBatch)
-			p.v.db.mu.Unlock()
-			if err == nil && len(batch) == 0 {
-				err = errors.New("catalog: internal error: plan without its directories")
-			}
-			if err != nil {
-				yield(PlanDir{}, err)
-				return
-			}
-			for _, d := range batch {
-				if !yield(d, nil) {
-					return
-				}
-			}
-			last = batch[len(batch)-1].ID
+// Pin keeps FinishDirs from the directories that may still be wanted for hard links,
+// and from those that they are in.
+func (p *Plan) Pin(ctx context.Context) error {
+	if err := p.flush(); err != nil {
+		return err
+	}
+	const step = 20 * planBatch
+	for ; p.pinned < p.files; p.pinned = min(p.pinned+step, p.files) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p.v.db.mu.Lock()
+		err := p.v.db.exec(`WITH RECURSIVE up (id) AS (
+				SELECT f.dir FROM plan_files f WHERE f.id > ?1 AND f.id <= ?3
+				AND (SELECT count(*) FROM (SELECT 1 FROM entries WHERE node = f.node`+alive+`LIMIT 2)) > 1
+			UNION SELECT d.parent FROM up JOIN plan_dirs d ON d.id = up.id)
+			UPDATE plan_dirs SET pinned = 1 WHERE id IN (SELECT id FROM up)`, p.pinned, p.v.seq, p.pinned+step)
+		p.v.db.mu.Unlock()
+		if err != nil {
+			return err
 		}
 	}
+	p.v.db.mu.Lock()
+	defer p.v.db.mu.Unlock()
+	return p.v.db.exec(`WITH RECURSIVE up (id) AS (SELECT dir FROM plan_links UNION SELECT d.parent FROM up JOIN plan_dirs d ON d.id = up.id)
+		UPDATE plan_dirs SET pinned = 1 WHERE id IN (SELECT id FROM up)`)
 }
 
 // A PlanAttr is a directory and its attributes, or why they are not known.
 type PlanAttr struct {
-	PlanDir
+	ID   int64
 	Attr filetree.Attr
 	Err  error
 }
 
-// DirsUp yields the directories with their attributes, each before the one it is in.
-func (p *Plan) DirsUp() iter.Seq2[PlanAttr, error] {
+// FinishDirs yields directories with their attributes, each before the one it is in,
+// and forgets them; with all all that are left. Else it leaves out those in which
+// something still waits for its turn, and those that are pinned.
+func (p *Plan) FinishDirs(all bool) iter.Seq2[PlanAttr, error] {
 	return func(yield func(PlanAttr, error) bool) {
-		if err := p.flush(); err != nil {
+		busy, err := p.busy()
+		if err == nil {
+			err = p.flush()
+		}
+		if err != nil {
 			yield(PlanAttr{}, err)
 			return
 		}
-		for last := p.dirs + 1; last > 1; {
+		pinned := 0
+		if all {
+			busy, pinned = nil, 1
+		}
+		for last := p.dirs + 1; ; {
 			var batch []PlanAttr
 			p.v.db.mu.Lock()
-			err := p.v.db.query(`SELECT d.id, d.node, d.depth, n.attr FROM plan_dirs d
+			err := p.v.db.query(`SELECT d.id, n.attr FROM plan_dirs d
 				LEFT JOIN nodes n ON n.node = d.node AND n.born <= ?2 AND (n.died = 0 OR n.died > ?2)
-				WHERE d.id < ?1 ORDER BY d.id DESC LIMIT ?3`, func(r *sqlite.Stmt) bool {
-				a := PlanAttr{PlanDir: PlanDir{r.ColumnInt64(0), nodeOf(r.ColumnInt64(1)), int(r.ColumnInt64(2))}}
-				a.Attr, a.Err = attrColumn(r, 3)
+				WHERE d.id < ?1 AND d.pinned <= ?3 ORDER BY d.id DESC LIMIT ?4`, func(r *sqlite.Stmt) bool {
+				a := PlanAttr{ID: r.ColumnInt64(0)}
+				a.Attr, a.Err = attrColumn(r, 1)
 				batch = append(batch, a)
 				return true
-			}, last, p.v.seq, planBatch)
+			}, last, p.v.seq, pinned, planBatch)
 			p.v.db.mu.Unlock()
-			if err != nil {
-				yield(PlanAttr{}, err)
-				return
-			}
-			if len(batch) == 0 {
-				return
-			}
 			for _, d := range batch {
-				if d.ID != last && !yield(d, nil) {
-					return
+				if err != nil {
+					break
+				}
+				if d.ID == last { // of a node that is there twice
+					continue
 				}
 				last = d.ID
+				if busy[d.ID] {
+					continue
+				}
+				if !yield(d, nil) {
+					return
+				}
+				err = p.add("DELETE FROM plan_dirs WHERE id = ?", d.ID)
+			}
+			if err == nil && len(batch) < planBatch {
+				err = p.flush()
+				batch = nil
+			}
+			if err != nil {
+				yield(PlanAttr{}, err)
+			}
+			if err != nil || len(batch) == 0 {
+				return
 			}
 		}
 	}
+}
+
+// busy returns the directories that those which wait are in: as the tree is walked in
+// depth, they are the one whose turn is next is in, and what that is in, and so on.
+func (p *Plan) busy() (map[int64]bool, error) {
+	d, err := p.PopDir()
+	if err != nil || d.ID == 0 {
+		return nil, err
+	}
+	p.stack = append(p.stack, d)
+	if err := p.flush(); err != nil {
+		return nil, err
+	}
+	p.v.db.mu.Lock()
+	defer p.v.db.mu.Unlock()
+	busy := map[int64]bool{}
+	for at := d.Parent; at != 0 && !busy[at] && err == nil; {
+		busy[at] = true
+		parent := int64(0)
+		err = p.v.db.query("SELECT parent FROM plan_dirs WHERE id = ?", func(r *sqlite.Stmt) bool {
+			parent = r.ColumnInt64(0)
+			return false
+		}, at)
+		at = parent
+	}
+	return busy, err
 }
 
 func attrColumn(r *sqlite.Stmt, col int) (filetree.Attr, error) {
@@ -262,6 +366,9 @@ func attrColumn(r *sqlite.Stmt, col int) (filetree.Attr, error) {
 
 // Path returns the names from the first directory down to dir.
 func (p *Plan) Path(dir int64) ([]string, error) {
+	if err := p.flush(); err != nil {
+		return nil, err
+	}
 	p.v.db.mu.Lock()
 	defer p.v.db.mu.Unlock()
 	var path []string
@@ -333,11 +440,17 @@ type PlanFile struct {
 	Size int64 // as it was when the file was added
 }
 
-// Sort looks up the content of all files that were added with a size, and returns how
-// many bytes it is. A file whose extents cannot be (they overlap, or are beyond its
+// Sort looks up the content of the files that were added with a size since it was called
+// last, whose content it forgets, and returns how many bytes it is. A file whose extents cannot be (they overlap, or are beyond its
 // end) is given to bad and left out.
 func (p *Plan) Sort(ctx context.Context, bad func(PlanFile, error) error) (total int64, err error) {
 	if err := p.flush(); err != nil {
+		return 0, err
+	}
+	p.v.db.mu.Lock()
+	err = p.v.db.all([]string{"DELETE FROM plan_whole", "DELETE FROM plan_pieced", "DELETE FROM plan_pieces"})
+	p.v.db.mu.Unlock()
+	if err != nil {
 		return 0, err
 	}
 	type file struct {
@@ -345,7 +458,9 @@ func (p *Plan) Sort(ctx context.Context, bad func(PlanFile, error) error) (total
 		Extent                // if count is 1
 	}
 	sum := 0.0 // as whole numbers they may overflow
-	for last := int64(0); last < p.files; {
+	last := p.sorted
+	p.sorted = p.files
+	for last < p.files {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
@@ -608,6 +723,9 @@ func (p *Plan) Pieces(file int64) iter.Seq2[Extent, error] {
 
 // Fail records that a file could not be restored, so that nothing can link to it.
 func (p *Plan) Fail(file int64) error {
+	if err := p.flush(); err != nil {
+		return err
+	}
 	p.v.db.mu.Lock()
 	defer p.v.db.mu.Unlock()
 	return p.v.db.exec("UPDATE plan_files SET failed = 1 WHERE id = ?", file)

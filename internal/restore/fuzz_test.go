@@ -77,6 +77,7 @@ func FuzzRestore(f *testing.F) {
 				must(t, v.AddParts(n, int64(b), []catalog.Part{p}))
 			}
 		}
+		setWindow(t, 1+len(rows)%3)
 		dir := t.TempDir()
 		o := fx.options()
 		o.To = filepath.Join(dir, "to")

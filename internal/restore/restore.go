@@ -13,8 +13,8 @@
 // several at once.
 //
 // Memory does not grow with the tree, but for a bit or two a node and what
-// [localfs.Target] keeps of each directory: the plan is in temporary tables of the
-// catalog. In flight are a few blobs of at most 1 MiB for each worker.
+// [localfs.Target] keeps of directories that are not finished: the plan is in temporary
+// tables of the catalog, and of a very large tree one part after the other is restored. In flight are a few blobs of at most 1 MiB for each worker.
 //
 // A history is not believed. Names and places are checked by package localfs, so that
 // nothing is written outside the target; here each directory is entered once, so that
@@ -148,17 +148,13 @@ func (r *run) restore(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	top, err := r.plan.AddDir(catalog.PlanDir{}, "", node)
-	if err != nil {
-		return err
-	}
 	w := walker{run: r}
 	if single {
 		name := r.Path[len(r.Path)-1]
-		r.Path = r.Path[:len(r.Path)-1] // of what is in the plan's first directory
-		err = w.entry(ctx, top, catalog.Listed{Child: catalog.Child{Name: name, Node: node, Attr: attr}})
-	} else {
-		err = w.walk(ctx, top)
+		r.Path = r.Path[:len(r.Path)-1] // of what is in the target
+		err = w.entry(ctx, catalog.PlanDir{ID: rootID}, catalog.Listed{Child: catalog.Child{Name: name, Node: node, Attr: attr}})
+	} else if err = r.plan.PushDir(catalog.PlanDir{}, "", node); err == nil {
+		err = w.walk(ctx)
 	}
 	if err != nil {
 		return err
@@ -169,10 +165,8 @@ func (r *run) restore(ctx context.Context) (err error) {
 	if err := r.links(ctx); err != nil {
 		return err
 	}
-	if !single {
-		if err := r.finishDirs(ctx); err != nil {
-			return err
-		}
+	if err := r.finishDirs(ctx, true); err != nil {
+		return err
 	}
 	if r.Sync {
 		return r.target.Sync()
@@ -194,30 +188,68 @@ type walker struct {
 	dirs, others nodeSet // that have been met
 }
 
-func (w *walker) walk(ctx context.Context, top catalog.PlanDir) error {
-	w.dirs.add(top.Node)
-	for dir, err := range w.plan.Dirs() {
-		if err != nil {
+// windowDirs is how many directories are made before what is in them is restored, and
+// those that are whole are finished and forgotten: the target keeps some 100 bytes of
+// each. It is a variable for tests.
+var windowDirs = 1 << 16
+
+func (w *walker) walk(ctx context.Context) error {
+	for made := 0; ; made++ {
+		dir, err := w.plan.PopDir()
+		if err != nil || dir.ID == 0 {
 			return err
 		}
-		last, any := "", false
-		for c, err := range w.View.List(dir.Node) {
-			if err == nil {
-				err = ctx.Err()
-			}
-			if err != nil {
+		if err := w.makeDir(dir); err != nil {
+			if err := w.fail(ctx, dir.Parent, dir.Name, err); err != nil {
 				return err
 			}
-			if any && c.Name == last {
-				c.Err = errTwice
-			}
-			last, any = c.Name, true
-			if err := w.entry(ctx, dir, c); err != nil {
+			continue
+		}
+		if err := w.plan.AddDir(dir); err != nil {
+			return err
+		}
+		if err := w.list(ctx, dir); err != nil {
+			return err
+		}
+		if made > 0 && made%windowDirs == 0 {
+			if err := w.finishWindow(ctx); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// list deals with the entries of a directory.
+func (w *walker) list(ctx context.Context, dir catalog.PlanDir) error {
+	last, any := "", false
+	for c, err := range w.View.List(dir.Node) {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		if any && c.Name == last {
+			c.Err = errTwice
+		}
+		last, any = c.Name, true
+		if err := w.entry(ctx, dir, c); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// finishWindow finishes what can be, so that memory does not grow with the number of
+// directories. A directory that has a hard link, or may get one, has to wait.
+func (r *run) finishWindow(ctx context.Context) error {
+	if err := r.content(ctx); err != nil {
+		return err
+	}
+	if err := r.plan.Pin(ctx); err != nil {
+		return err
+	}
+	return r.finishDirs(ctx, false)
 }
 
 var (
@@ -235,10 +267,7 @@ func (w *walker) entry(ctx context.Context, dir catalog.PlanDir, c catalog.Liste
 	switch {
 	case err != nil:
 	case c.Attr.Kind == filetree.Dir:
-		if err = w.dir(dir, c.Child); err == nil {
-			_, err := w.plan.AddDir(dir, c.Name, c.Node)
-			return err
-		}
+		return w.plan.PushDir(dir, c.Name, c.Node)
 	case !w.others.add(c.Node):
 		return w.plan.AddLink(dir.ID, c.Name, c.Node)
 	case c.Attr.Kind == filetree.File && c.Attr.Size > 0:
@@ -259,18 +288,18 @@ func (w *walker) entry(ctx context.Context, dir catalog.PlanDir, c catalog.Liste
 	return nil
 }
 
-// dir makes a directory, which then is to be added to the plan.
-func (w *walker) dir(parent catalog.PlanDir, c catalog.Child) error {
-	if parent.Depth >= maxDepth {
+func (w *walker) makeDir(d catalog.PlanDir) error {
+	switch {
+	case d.Depth > maxDepth:
 		return errDeep
-	}
-	if w.dirs.has(c.Node) {
+	case w.dirs.has(d.Node):
 		return errLoop
+	case d.ID != rootID:
+		if err := w.target.Mkdir(targetID(d.Parent), d.Name, targetID(d.ID)); err != nil {
+			return err
+		}
 	}
-	if err := w.target.Mkdir(targetID(parent.ID), c.Name, targetID(w.plan.NextDir())); err != nil {
-		return err
-	}
-	w.dirs.add(c.Node)
+	w.dirs.add(d.Node)
 	return nil
 }
 
@@ -314,8 +343,9 @@ func (r *run) links(ctx context.Context) error {
 	return nil
 }
 
-func (r *run) finishDirs(ctx context.Context) error {
-	for d, err := range r.plan.DirsUp() {
+// finishDirs finishes the directories that are whole, and with all all that are left.
+func (r *run) finishDirs(ctx context.Context, all bool) error {
+	for d, err := range r.plan.FinishDirs(all) {
 		if err == nil {
 			err = ctx.Err()
 		}

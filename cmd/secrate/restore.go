@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/secrate/secrate/internal/localfs"
+	"github.com/secrate/secrate/internal/progress"
+	"github.com/secrate/secrate/internal/restore"
+)
+
+func newRestore(a *app) *cobra.Command {
+	var f readFlags
+	var o restoreOptions
+	cmd := &cobra.Command{
+		Use:   "restore [NAME[:PATH]] --at T --to DIR",
+		Short: "Restore a source, a directory or a file as it was at a point in time",
+		Long: `Restore everything of a source, or what PATH names in it, as it was at T into the
+directory DIR. What was in a directory comes into DIR; a file comes into DIR under
+its own name. NAME may be left out where there is only one source. It takes an
+identity.
+
+T is a local time such as "2026-11-20 15:04", a date (the end of that day), "3h ago",
+"2d ago", latest, #12 for a number, or RFC 3339. The newest snapshot not after T is
+restored.
+
+` + readingHelp + `
+
+DIR is made if it is not there, and refused if it is not empty, unless --into-existing
+is given: then what is in the history is put in place of what has its name, and
+whatever else is in DIR stays as it is. Nothing outside DIR is ever written. Contents,
+names, modes, owners (as root), times, attributes, ACLs, links and holes come back;
+what DIR cannot hold is counted and said at the end. Birth times are in the history
+but cannot be set on Linux. Files that cannot be restored are named, and the others
+are restored all the same. The repository is only read.
+
+Exit statuses:
+
+    0  everything was restored
+    1  some of it was not and is named, the rest was
+    2  usage, such as no identity
+    3  nothing was restored, or restoring was broken off`,
+		Example: `  secrate restore home:docs --at "2d ago" --to /tmp/docs --identity secrate.key
+  secrate restore --repo "s3://backups/nas?endpoint=https://s3.example.org&region=eu-1" --identity secrate.key --at latest --to /mnt/new home`,
+		Args:              arguments(0, 1, "a source or path as NAME:PATH"),
+		ValidArgsFunction: a.completeSources,
+	}
+	fl := cmd.Flags()
+	fl.SortFlags = false
+	fl.StringVar(&o.at, "at", "", "the point in time `T` (needed)")
+	fl.StringVar(&o.to, "to", "", "restore into the directory `DIR` (needed)")
+	fl.BoolVar(&o.intoExisting, "into-existing", false, "allow a DIR that is not empty")
+	f.add(cmd)
+	fl.BoolVar(&a.json, "json", false, "write the counts as one object, and an object for each failure before it")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			o.what = args[0]
+		}
+		return a.restore(cmd.Context(), f, o)
+	}
+	return cmd
+}
+
+type restoreOptions struct {
+	what, at, to string
+	intoExisting bool
+}
+
+func (a *app) restore(ctx context.Context, f readFlags, o restoreOptions) error {
+	switch {
+	case o.at == "":
+		return &usageError{"the point in time is missing", "--at latest, or --at \"2d ago\", or another; see secrate restore --help"}
+	case o.to == "":
+		return &usageError{"the directory to restore into is missing", "--to DIR; it should not be there, or be empty"}
+	}
+	r, err := a.read(ctx, f, o.what, o.at)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	if _, err := r.view.Resolve(r.path); err != nil {
+		return r.missing(err)
+	}
+	content, err := r.content(ctx, r.past)
+	if err != nil {
+		return err
+	}
+	step := a.display.Step(progress.Bytes)
+	out := a.display.Results(a.stdout)
+	res, err := restore.Run(ctx, restore.Options{
+		Catalog: r.db, View: r.view, Content: content, Path: r.path, To: o.to, IntoExisting: o.intoExisting, Progress: step,
+		Failed: func(f restore.Failure) { a.reportFailure(f) },
+	})
+	step.Done(err)
+	if err != nil {
+		if res.Files+res.Dirs+res.Links+res.Special > 0 {
+			a.warn("broken off: %s in %s so far", restoredCounts(res), progress.Printable(o.to))
+		}
+		return err
+	}
+	a.reportNotes(res.Notes)
+	if a.json {
+		err = writeJSON(out, restoredObject{
+			Source: r.past.name, Seq: r.snap.Seq, Time: objectOf(r.snap).Time, Files: res.Files, Dirs: res.Dirs, Links: res.Links,
+			HardLinks: res.HardLinks, Special: res.Special, Bytes: res.Bytes, Failures: res.Failures,
+		})
+	} else {
+		_, err = fmt.Fprintf(out, "%s: #%d of %s restored into %s: %s\n", r.past.name, r.snap.Seq, localTime(r.snap.Info.Time.Time()),
+			progress.Printable(o.to), restoredCounts(res))
+	}
+	if err == nil && res.Failures > 0 {
+		a.fail(ctx, fmt.Errorf("%s could not be restored", count(res.Failures, "file")))
+		return exitError(exitPartly)
+	}
+	return err
+}
+
+// A restoredObject is what --json says at the end of a restore.
+type restoredObject struct {
+	Source    string `json:"source"`
+	Seq       uint64 `json:"seq"`
+	Time      string `json:"time"`
+	Files     int64  `json:"files"`
+	Dirs      int64  `json:"dirs"`
+	Links     int64  `json:"links"`
+	HardLinks int64  `json:"hard_links"`
+	Special   int64  `json:"special"`
+	Bytes     int64  `json:"bytes"`
+	Failures  int64  `json:"failures"`
+}
+
+func restoredCounts(res restore.Result) string {
+	text := fmt.Sprintf("%s (%s), ", count(res.Files, "file"), progress.Size(res.Bytes))
+	if res.Dirs == 1 {
+		text += "1 directory"
+	} else {
+		text += fmt.Sprintf("%d directories", res.Dirs)
+	}
+	for _, c := range []struct {
+		n    int64
+		what string
+	}{{res.Links, "symbolic link"}, {res.HardLinks, "hard link"}, {res.Special, "special file"}} {
+		if c.n > 0 {
+			text += ", " + count(c.n, c.what)
+		}
+	}
+	return text
+}
+
+// reportNotes says what the target could not hold. Birth and change times, which
+// nothing can set on Linux, are in the help and not worth a line each time.
+func (a *app) reportNotes(notes []localfs.Note) {
+	for _, n := range notes {
+		if n.What == localfs.LostBirth {
+			continue
+		}
+		example := ""
+		if len(n.Names) > 0 {
+			example = ", such as " + progress.Printable(n.Names[0])
+		}
+		a.warn("%s could not be set on %s%s", n.What, count(n.Count, "node"), example)
+	}
+}
+
+func (a *app) reportFailure(f restore.Failure) {
+	fmt.Fprintf(a.display, "secrate: error: not restored: %s: %v\n", progress.Printable(f.Path), f.Err)
+}

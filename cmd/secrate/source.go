@@ -1,0 +1,341 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/config"
+	"github.com/secrate/secrate/internal/exclude"
+	"github.com/secrate/secrate/internal/progress"
+	"github.com/secrate/secrate/internal/status"
+	"github.com/secrate/secrate/snapshot/btrfs"
+)
+
+func newSource(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "source",
+		Short: "Say what is kept: add, list and remove sources",
+		Long: `A source is one Btrfs subvolume, or what is fed by secrate ingest, with a history of
+its own. Sources are written in the configuration file, which may as well be
+edited by hand.`,
+		Example: `  secrate source add home /home
+  secrate source list`,
+	}
+	group(cmd)
+	cmd.AddCommand(newSourceAdd(a), newSourceList(a), newSourceRemove(a))
+	return cmd
+}
+
+func newSourceAdd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "add NAME [PATH]",
+		Short: "Add a source",
+		Long: `Write a source into the configuration: NAME, by which all commands call it, and
+PATH, the root of a Btrfs subvolume. With --mode stream there is no PATH, and
+secrate ingest NAME feeds it.
+
+Subvolumes inside PATH are not part of it: they need sources of their own. ZFS
+datasets and ordinary directories cannot be kept by this version yet.
+
+Patterns of --exclude are those of gitignore(5), relative to PATH: "*.tmp" at any
+depth, "/build/" only at the top. What is excluded is neither read nor stored.
+
+Looked at is PATH; changed is the configuration file, of which everything else
+stays as it is. Nothing is read or uploaded before secrate snap. If the history has
+a source of that name, from an earlier time, it goes on.
+
+Exit statuses:
+
+    0  done
+    2  usage, such as a name that cannot be
+    3  not done: PATH cannot be kept, or the name is taken`,
+		Example: `  secrate source add home /home --exclude "*.tmp" --exclude /ann/.cache/
+  secrate source add nas --mode stream`,
+		Args: arguments(1, 2, "a name and a path"),
+	}
+	s := config.Source{}
+	mode := cmd.Flags().String("mode", "auto", "`MODE`: auto, btrfs, stream; zfs and files cannot be done yet")
+	cmd.Flags().StringArrayVar(&s.Exclude, "exclude", nil, "leave out what matches `PATTERN`; may be repeated")
+	cmd.Flags().StringVar(&s.Snapshots, "snapshots", "", "keep local snapshots in `DIR` on the same file system instead of PATH/.secrate")
+	wait := waitFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s.Name, s.Mode = args[0], config.Mode(*mode)
+		if len(args) > 1 {
+			s.Path = args[1]
+		}
+		return a.addSource(cmd.Context(), s, *wait)
+	}
+	return cmd
+}
+
+func (a *app) addSource(ctx context.Context, src config.Source, wait time.Duration) error {
+	if err := config.CheckName(src.Name); err != nil {
+		return &usageError{err.Error(), hintFor(err)}
+	}
+	switch src.Mode {
+	case "auto", config.Btrfs, config.Stream, config.ZFS, config.Files:
+	default:
+		return &usageError{fmt.Sprintf("--mode %q: want auto, btrfs or stream", string(src.Mode)), ""}
+	}
+	switch stream := src.Mode == config.Stream; {
+	case stream && src.Path != "":
+		return &usageError{"a source with --mode stream has no path", "secrate source add " + src.Name + " --mode stream"}
+	case !stream && src.Path == "":
+		return &usageError{"the path of the source is missing", "secrate source add " + src.Name + " PATH"}
+	}
+	if _, err := exclude.Compile(src.Exclude); err != nil {
+		return &usageError{fmt.Sprintf("--exclude: %v", err), "patterns are those of gitignore(5)"}
+	}
+	s, err := a.site()
+	if err != nil {
+		return err
+	}
+	if src.Mode != config.Stream {
+		if err := checkVolume(&src); err != nil {
+			return err
+		}
+	}
+	if src.Snapshots, err = absolute(src.Snapshots); err != nil {
+		return err
+	}
+	lock, err := s.lock(ctx, "source add "+src.Name, wait)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	if _, err := config.AddSource(s.configPath, src); err != nil {
+		return err
+	}
+	if src.Mode == config.Stream {
+		fmt.Fprintf(a.stdout, "%s: added; feed it with: btrfs send SNAPSHOT | secrate ingest %s\n", src.Name, src.Name)
+	} else {
+		fmt.Fprintf(a.stdout, "%s: added, the Btrfs subvolume %s; keep it with: secrate snap %s\n", src.Name, progress.Printable(src.Path), src.Name)
+	}
+	if seq := s.historyOf(src.Name); seq > 0 {
+		fmt.Fprintf(a.stdout, "%s: its history, up to #%d, goes on\n", src.Name, seq)
+	}
+	return nil
+}
+
+// checkVolume makes the path of src absolute and finds its mode, or says why it
+// cannot be kept.
+func checkVolume(src *config.Source) error {
+	path, err := absolute(src.Path)
+	if err != nil {
+		return err
+	}
+	src.Path = path
+	if src.Mode == config.ZFS || src.Mode == config.Files {
+		return notYet(src.Mode)
+	}
+	place, err := btrfs.Detect(path)
+	switch {
+	case err != nil:
+		return err
+	case place == btrfs.Root:
+		src.Mode = config.Btrfs
+		return nil
+	}
+	_, err = btrfs.Open(path)
+	switch {
+	case err == nil: // it has become one meanwhile
+		src.Mode = config.Btrfs
+		return nil
+	case place == btrfs.Inside:
+		return hinted(err, "add the subvolume it is in, or make it one of its own: btrfs subvolume create")
+	case src.Mode == config.Btrfs:
+		return hinted(err, "%s", notYetHint)
+	case isZFS(path):
+		return hinted(fmt.Errorf("%s is on ZFS, which this version of secrate cannot keep yet", path), "%s", notYetHint)
+	}
+	return hinted(fmt.Errorf("%s is an ordinary directory, which this version of secrate cannot keep yet", path), "%s", notYetHint)
+}
+
+// absolute returns path as it is to be written into the configuration: links in it are
+// left, since they may be there to be changed.
+func absolute(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	return filepath.Abs(path)
+}
+
+// historyOf returns the number of the newest snapshot of a source, 0 if there is none
+// or that cannot be told.
+func (s *site) historyOf(name string) uint64 {
+	db, err := s.openCatalog(catalog.Options{ReadOnly: true})
+	if err != nil {
+		return 0
+	}
+	defer db.Close()
+	sources, err := db.Sources()
+	if err != nil {
+		return 0
+	}
+	for _, src := range sources {
+		if head, err := db.Head(src.ID); err == nil && src.Name == name && src.Writer == s.me.ID {
+			return head.Seq
+		}
+	}
+	return 0
+}
+
+func newSourceList(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the sources",
+		Long: `List the sources of the configuration. Nothing is changed.
+
+Exit statuses:
+
+    0  done
+    3  the configuration cannot be read`,
+		Example: `  secrate source list
+  secrate source list --json`,
+		Args: arguments(0, 0, ""),
+	}
+	cmd.Flags().BoolVar(&a.json, "json", false, "write one object a line for each source")
+	cmd.RunE = func(*cobra.Command, []string) error {
+		s, err := a.site()
+		if err != nil {
+			return err
+		}
+		return a.listSources(s)
+	}
+	return cmd
+}
+
+func (a *app) listSources(s *site) error {
+	if a.json {
+		for _, src := range s.conf.Sources {
+			err := writeJSON(a.stdout, struct {
+				Name      string      `json:"name"`
+				Path      string      `json:"path,omitempty"`
+				Mode      config.Mode `json:"mode"`
+				Exclude   []string    `json:"exclude,omitempty"`
+				Snapshots string      `json:"snapshots,omitempty"`
+			}(src))
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(s.conf.Sources) == 0 {
+		a.warn("there are no sources yet: secrate source add NAME PATH")
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	for _, src := range s.conf.Sources {
+		path := progress.Printable(src.Path)
+		if src.Mode == config.Stream {
+			path = "(secrate ingest " + src.Name + ")"
+		}
+		line := fmt.Sprintf("%s\t%s\t%s", src.Name, src.Mode, path)
+		if len(src.Exclude) > 0 {
+			line += "\twithout " + progress.Printable(strings.Join(src.Exclude, " "))
+		}
+		fmt.Fprintln(w, line)
+	}
+	return w.Flush()
+}
+
+func newSourceRemove(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "remove NAME",
+		Short: "Keep a source no longer; its history stays",
+		Long: `Take a source out of the configuration. No more snapshots are taken of it. All that
+is stored of it stays and can be restored as before, and its local snapshots stay
+where they are. If the source is added again under the same name, its history goes
+on.
+
+Changed is the configuration file, of which everything else stays as it is.
+
+Exit statuses:
+
+    0  done
+    2  usage, such as a source that is not there
+    3  not done`,
+		Example: `  secrate source remove scratch
+  secrate source remove scratch && secrate ls scratch    # the history stays`,
+		Args:              arguments(1, 1, "the name of a source"),
+		ValidArgsFunction: a.completeSources,
+	}
+	wait := waitFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.removeSource(cmd.Context(), args[0], *wait)
+	}
+	return cmd
+}
+
+func (a *app) removeSource(ctx context.Context, name string, wait time.Duration) error {
+	s, err := a.site()
+	if err != nil {
+		return err
+	}
+	src, err := s.source(name)
+	if err != nil {
+		return err
+	}
+	lock, err := s.lock(ctx, "source remove "+name, wait)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	if _, err := config.RemoveSource(s.configPath, name); err != nil {
+		return err
+	}
+	if seq := s.historyOf(name); seq > 0 {
+		fmt.Fprintf(a.stdout, "%s: removed; its history up to #%d stays and can be restored\n", name, seq)
+	} else {
+		fmt.Fprintf(a.stdout, "%s: removed; nothing was stored of it\n", name)
+	}
+	if left := localSnapshots(ctx, src); len(left) > 0 {
+		fmt.Fprintf(a.stdout, "%s: %s of it stay on this machine: btrfs subvolume delete %s\n", name,
+			count(len(left), "local snapshot"), progress.Printable(strings.Join(left, " ")))
+	}
+	if err := status.Forget(s.stateDir, name); err != nil {
+		a.log.Warn("not forgotten", "source", name, "error", err)
+	}
+	return nil
+}
+
+// localSnapshots returns the paths of the snapshots of a source, as far as they can be
+// seen.
+func localSnapshots(ctx context.Context, src *config.Source) []string {
+	v, err := openVolume(src)
+	if err != nil {
+		return nil
+	}
+	all, err := v.List(ctx)
+	if err != nil {
+		return nil
+	}
+	var paths []string
+	for _, s := range all {
+		paths = append(paths, s.Path)
+	}
+	return paths
+}
+
+// arguments checks how many arguments there are: from least to most, which are what.
+func arguments(least, most int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return errors.New(what + " must be given")
+		case len(args) > most && most == 0:
+			return fmt.Errorf("there is nothing to say behind %s, but there is %q", cmd.CommandPath(), args[0])
+		case len(args) > most:
+			return fmt.Errorf("too many arguments: %q is one more than %s", args[most], what)
+		}
+		return nil
+	}
+}
