@@ -3,6 +3,7 @@ package s3history
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -106,6 +107,7 @@ func (w *Writer) Checkpoint(ctx context.Context, source catalog.Source, seq uint
 	enc := newEncoder(zstd.SpeedBetterCompression)
 	defer enc.Close()
 	c := &checkpointer{w: w, source: source, seq: seq, enc: enc, v: w.cat.At(source.ID, seq), told: map[catalog.PackID]bool{}}
+	c.recs.cost = c.packCost
 	for child, err := range c.v.Nodes() {
 		if err != nil {
 			return 0, err
@@ -124,7 +126,7 @@ func (w *Writer) Checkpoint(ctx context.Context, source catalog.Source, seq uint
 	if at.Partial {
 		r.Flags |= flagPartial
 	}
-	if c.recs.size > inlineSize {
+	if c.recs.size > min(inlineSize, w.opts.segmentSize()) {
 		if err := c.flush(ctx); err != nil {
 			return 0, err
 		}
@@ -163,6 +165,25 @@ func (c *checkpointer) body() (*body, error) {
 	})
 }
 
+// packCost is what it takes to tell of a pack.
+func (c *checkpointer) packCost(id catalog.PackID) int {
+	if c.told[id] {
+		return 0
+	}
+	p, err := c.w.cat.Pack(id)
+	if err != nil {
+		return 0 // it is met again when the body is made
+	}
+	return tellCost(len(p.Key), len(p.Blobs))
+}
+
+func (c *checkpointer) maybeFlush(ctx context.Context) error {
+	if c.recs.size < c.w.opts.segmentSize() {
+		return nil
+	}
+	return c.flush(ctx)
+}
+
 func (c *checkpointer) flush(ctx context.Context) error {
 	b, err := c.body()
 	if err != nil {
@@ -190,9 +211,19 @@ func (c *checkpointer) add(ctx context.Context, child catalog.Child) error {
 	c.recs.attr(child.Node, &d)
 	for _, e := range names {
 		c.recs.got(child.Node, e)
+		if err := c.maybeFlush(ctx); err != nil {
+			return err
+		}
 	}
-	for from := int64(0); from < child.Attr.Size; from += checkpointRange {
-		ext, err := c.v.Extents(child.Node, from, min(from+checkpointRange, child.Attr.Size))
+	for from := int64(0); ; {
+		if from, err = c.v.NextExtent(child.Node, from); err != nil {
+			return err
+		}
+		if from == math.MaxInt64 {
+			return c.maybeFlush(ctx)
+		}
+		to := from + min(checkpointRange, math.MaxInt64-from)
+		ext, err := c.v.Extents(child.Node, from, to)
 		if err != nil {
 			return err
 		}
@@ -200,16 +231,11 @@ func (c *checkpointer) add(ctx context.Context, child catalog.Child) error {
 			if e.Offset < from {
 				continue // said with the range before
 			}
-			if c.recs.size >= flushSize {
-				if err := c.flush(ctx); err != nil {
-					return err
-				}
+			if err := c.maybeFlush(ctx); err != nil {
+				return err
 			}
 			c.recs.extent(child.Node, e)
 		}
+		from = to
 	}
-	if c.recs.size >= flushSize {
-		return c.flush(ctx)
-	}
-	return nil
 }

@@ -1,7 +1,9 @@
 package s3history
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -105,7 +107,8 @@ func (c *Content) open(ctx context.Context, id catalog.PackID) (*packReader, err
 }
 
 // heal reads the sealed key and the table of a pack from the pack itself: the manifest
-// that told of it is lost.
+// that told of it is lost. It reads all of the pack, since no manifest says whether the
+// key in it is this pack's or another's.
 func (c *Content) heal(ctx context.Context, pack catalog.Pack) (catalog.Pack, error) {
 	key := packKey(pack.SHA)
 	o, err := c.store.Stat(ctx, key)
@@ -115,6 +118,23 @@ func (c *Content) heal(ctx context.Context, pack catalog.Pack) (catalog.Pack, er
 	sealed, index, err := readPackIndex(ctx, c.store, c.meta, c.repo, key, o.Size)
 	if err != nil {
 		return pack, fmt.Errorf("pack %x: %w", pack.SHA, err)
+	}
+	rc, err := c.store.Get(ctx, key, 0, -1)
+	if err != nil {
+		return pack, err
+	}
+	defer rc.Close()
+	h := sha256.New()
+	head := make([]byte, packHeader+len(sealed))
+	all := io.TeeReader(rc, h)
+	if _, err = io.ReadFull(all, head); err == nil {
+		_, err = io.Copy(io.Discard, all)
+	}
+	if err != nil {
+		return pack, fmt.Errorf("read %s: %w", key, noEOF(err))
+	}
+	if [32]byte(h.Sum(nil)) != pack.SHA || !bytes.Equal(head[packHeader:], sealed) {
+		return pack, fmt.Errorf("%s: its bytes are not those its name says: %w", key, ErrFormat)
 	}
 	pack.Key, pack.Size = sealed, o.Size
 	pack.Blobs, err = parseBlobs(index.Blobs)
@@ -338,14 +358,26 @@ const readAhead = 64 << 20
 // WriteFile writes the bytes of a file as it is in a view, holes as zeros.
 func (c *Content) WriteFile(ctx context.Context, v catalog.View, n filetree.NodeID, size int64, w io.Writer) error {
 	zeros := make([]byte, 64<<10)
-	for from := int64(0); from < size; from += readAhead {
-		parts, err := v.Parts(n, from, min(from+readAhead, size))
+	for from := int64(0); from < size; {
+		next, err := v.NextExtent(n, from)
 		if err != nil {
 			return err
 		}
+		k := min(size-from, readAhead)
+		parts := []catalog.Part{{Length: k}}
+		if hole := min(next, size) - from; hole > 0 {
+			k = hole // in one step, however long it is
+			parts[0].Length = k
+		} else if parts, err = v.Parts(n, from, from+k); err != nil {
+			return err
+		}
+		from += k
 		for _, p := range parts {
 			if p.Hole() {
 				for left := p.Length; left > 0; {
+					if err := ctx.Err(); err != nil {
+						return err
+					}
 					k, err := w.Write(zeros[:min(left, int64(len(zeros)))])
 					if err != nil {
 						return err

@@ -142,7 +142,7 @@ const keepUnused = 90 * 24 * time.Hour
 
 // load reads what earlier runs left. Packs that were put, or may have been and are
 // found in the store, can be used; the others are forgotten.
-func (j *journal) load(ctx context.Context, s store.Store) error {
+func (j *journal) load(ctx context.Context, s store.Store, cat *catalog.DB) error {
 	names, err := os.ReadDir(j.dir)
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
@@ -159,6 +159,46 @@ func (j *journal) load(ctx context.Context, s store.Store) error {
 			}
 			if err := j.loadPack(ctx, s, name); err != nil {
 				return err
+			}
+		}
+	}
+	return errors.Join(j.dropSegments(), j.dropKnown(cat))
+}
+
+// dropSegments removes the segments that no commit waits for: they are sealed anew
+// when they are made again.
+func (j *journal) dropSegments() error {
+	commits, err := j.commits()
+	if err != nil {
+		return err
+	}
+	wanted := map[string]bool{}
+	for _, c := range commits {
+		for _, sha := range c.Segments {
+			wanted[filepath.Join(j.dir, fmt.Sprintf("segment-%x", sha))] = true
+		}
+	}
+	names, err := filepath.Glob(filepath.Join(j.dir, "segment-*"))
+	for _, name := range names {
+		if !wanted[name] {
+			err = errors.Join(err, j.remove(filepath.Base(name)))
+		}
+	}
+	return err
+}
+
+// dropKnown removes the files of packs that the catalog has, which a crash right after
+// its commit leaves.
+func (j *journal) dropKnown(cat *catalog.DB) error {
+	for _, p := range j.packs {
+		id, err := cat.PackNamed(p.pack.SHA)
+		if err != nil {
+			return err
+		}
+		if id != 0 {
+			name := fmt.Sprintf("pack-%x", p.pack.SHA)
+			if err := errors.Join(j.remove(name+".new"), j.remove(name+".done")); err != nil {
+				return fmt.Errorf("journal: %w", err)
 			}
 		}
 	}
@@ -264,9 +304,24 @@ func (j *journal) committed(ident string) error {
 }
 
 // rolledBack forgets the numbers that packs had in a catalog transaction that is no
-// more. What they hold can still be used, by the next update.
-func (j *journal) rolledBack() {
+// more. What they hold can still be used by the next update, and what the one that was
+// given up has put in the store, too.
+func (j *journal) rolledBack() error {
 	for _, p := range j.packs {
 		p.id = 0
 	}
+	j.mu.Lock()
+	names := j.started
+	j.started = nil
+	j.mu.Unlock()
+	for _, name := range names {
+		if !strings.HasSuffix(name, ".done") {
+			continue
+		}
+		// Those that are still called new are looked for by the next process.
+		if err := j.loadPack(context.Background(), nil, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return j.dropSegments()
 }

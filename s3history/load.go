@@ -1,6 +1,7 @@
 package s3history
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -38,9 +40,13 @@ type IndexedSource struct {
 
 type indexedRoot struct {
 	name metaName
-	obj  []byte
-	root root
+	size int64  // of the object
+	obj  []byte // nil if it is read again when it is wanted
+	root root   // without its body
 }
+
+// keepRoot is the size up to which a root is kept in memory once it is read.
+const keepRoot = 8 << 10
 
 // Snapshots returns what can be said of the source's snapshots, in order.
 func (s *IndexedSource) Snapshots() []Snapshot {
@@ -54,7 +60,7 @@ func (s *IndexedSource) Snapshots() []Snapshot {
 func (r *indexedRoot) snapshot(source string) Snapshot {
 	s := Snapshot{Source: source, Seq: r.root.Seq, Root: r.name.sha, Partial: r.root.Flags&flagPartial != 0,
 		Files: r.root.Stats.Files, Bytes: r.root.Stats.Bytes,
-		Manifest: r.root.manifestSize(r.obj),
+		Manifest: r.root.manifestSize(r.size),
 		Objects:  int(r.root.Stats.Packs) + len(metaPrefixes)*(1+len(r.root.Segments)),
 		Info: SnapshotInfo{Time: filetree.Time{Sec: r.root.Time[0], Nsec: uint32(r.root.Time[1])},
 			Origin: string(r.root.Origin), Host: string(r.root.Host)}}
@@ -116,16 +122,17 @@ func (x *Index) readSource(ctx context.Context, ident string, names []metaName) 
 		}
 		g.Go(func() error {
 			r := indexedRoot{name: n}
-			var err error
-			r.obj, err = readManifest(gctx, x.store, n)
+			obj, err := readManifest(gctx, x.store, n)
+			mu.Lock() // one is decoded at a time: it may need many times its size
+			defer mu.Unlock()
 			if err == nil {
-				place := metaPlace{x.writer.Repo, n.writer, n.source, n.seq, labelRoot, 0}
-				if err = openManifest(x.writer.Key, place, r.obj, &r.root); err == nil {
-					err = r.root.check(place)
+				r.root, err = x.openRoot(n, obj)
+				r.root.Body = nil
+				r.size = int64(len(obj))
+				if len(obj) <= keepRoot {
+					r.obj = obj
 				}
 			}
-			mu.Lock()
-			defer mu.Unlock()
 			switch {
 			case gctx.Err() != nil:
 				return gctx.Err()
@@ -157,6 +164,14 @@ func (x *Index) readSource(ctx context.Context, ident string, names []metaName) 
 	return nil
 }
 
+func (x *Index) openRoot(n metaName, obj []byte) (r root, err error) {
+	place := metaPlace{x.writer.Repo, n.writer, n.source, n.seq, labelRoot, 0}
+	if err := openManifest(x.writer.Key, place, obj, &r); err != nil {
+		return r, err
+	}
+	return r, r.check(place)
+}
+
 func (x *Index) checkpointName(ctx context.Context, names []metaName) (string, error) {
 	err := error(filetree.ErrNotExist)
 	for _, n := range names {
@@ -168,45 +183,54 @@ func (x *Index) checkpointName(ctx context.Context, names []metaName) (string, e
 	return "", err
 }
 
-// findForks drops, of two roots with one number, the one that the next root does not
+// findForks drops, of several roots with one number, those that the next root does not
 // follow, and says so.
 func (x *Index) findForks(src *IndexedSource) {
-	followed := map[[32]byte]bool{}
+	var groups [][]indexedRoot // of one number each
 	for _, r := range src.roots {
-		if len(r.root.Prev) == 32 {
-			followed[[32]byte(r.root.Prev)] = true
+		if k := len(groups); k > 0 && groups[k-1][0].name.seq == r.name.seq {
+			groups[k-1] = append(groups[k-1], r)
+		} else {
+			groups = append(groups, []indexedRoot{r})
 		}
 	}
-	var kept []indexedRoot
-	for i := 0; i < len(src.roots); {
-		j := i + 1
-		for j < len(src.roots) && src.roots[j].name.seq == src.roots[i].name.seq {
-			j++
+	// From the newest back, so that what is taken is one chain.
+	src.roots = make([]indexedRoot, len(groups))
+	for i := len(groups) - 1; i >= 0; i-- {
+		g := groups[i]
+		pick := -1
+		if i+1 < len(groups) {
+			pick = slices.IndexFunc(g, func(r indexedRoot) bool { return bytes.Equal(src.roots[i+1].root.Prev, r.name.sha[:]) })
 		}
-		pick := i
-		for k := i; k < j; k++ {
-			if followed[src.roots[k].name.sha] {
-				pick = k
-				break
+		if pick < 0 && i > 0 {
+			pick = slices.IndexFunc(g, func(r indexedRoot) bool {
+				return slices.ContainsFunc(groups[i-1], func(p indexedRoot) bool { return bytes.Equal(r.root.Prev, p.name.sha[:]) })
+			})
+		}
+		src.roots[i] = g[max(pick, 0)]
+	}
+	last := uint64(0)
+	for i, r := range src.roots {
+		seq := r.name.seq
+		if len(groups[i]) > 1 {
+			var others []string
+			for _, o := range groups[i] {
+				if o.name != r.name {
+					others = append(others, metaPrefixes[0]+o.name.String())
+				}
 			}
+			x.Problems = append(x.Problems, fmt.Errorf("%s: the history is forked: of #%d, %s is taken, and there is %s",
+				src.Name, seq, metaPrefixes[0]+r.name.String(), strings.Join(others, ", ")))
 		}
-		if j-i > 1 {
-			x.Problems = append(x.Problems, fmt.Errorf("%s: %d manifests say they are #%d: the history is forked; the one that the next follows is taken",
-				src.Name, j-i, src.roots[i].name.seq))
-		}
-		kept = append(kept, src.roots[pick])
-		i = j
-	}
-	src.roots = kept
-	for i, r := range kept {
 		switch {
-		case i == 0 && r.name.seq > 1:
-			x.Problems = append(x.Problems, fmt.Errorf("%s: #1 to #%d are missing", src.Name, r.name.seq-1))
-		case i > 0 && r.name.seq > kept[i-1].name.seq+1:
-			x.Problems = append(x.Problems, fmt.Errorf("%s: #%d to #%d are missing", src.Name, kept[i-1].name.seq+1, r.name.seq-1))
-		case i > 0 && string(r.root.Prev) != string(kept[i-1].name.sha[:]):
-			x.Problems = append(x.Problems, fmt.Errorf("%s: #%d does not follow the #%d that is stored: the history was changed", src.Name, r.name.seq, kept[i-1].name.seq))
+		case seq == last+2:
+			x.Problems = append(x.Problems, fmt.Errorf("%s: #%d is missing", src.Name, seq-1))
+		case seq > last+2:
+			x.Problems = append(x.Problems, fmt.Errorf("%s: #%d to #%d are missing", src.Name, last+1, seq-1))
+		case i > 0 && !bytes.Equal(r.root.Prev, src.roots[i-1].name.sha[:]):
+			x.Problems = append(x.Problems, fmt.Errorf("%s: #%d does not follow the #%d that is stored: the history was changed", src.Name, seq, last))
 		}
+		last = seq
 	}
 }
 
@@ -263,7 +287,9 @@ func lastSeq(src *IndexedSource) uint64 {
 	return last
 }
 
-// load makes the catalog know the states at from and all after it up to to.
+// load makes the catalog know the states at from and all after it up to to. Where
+// something is missing, what follows is brought into the state before it as well as
+// can be, until a full snapshot or a checkpoint says all.
 func (x *Index) load(ctx context.Context, db *catalog.DB, src *IndexedSource, from, to uint64, step LoadStep) (catalog.Source, error) {
 	source, err := db.AddSource(x.writer.ID, src.ident, src.Name)
 	if err != nil {
@@ -274,6 +300,7 @@ func (x *Index) load(ctx context.Context, db *catalog.DB, src *IndexedSource, fr
 	}
 	defer db.Rollback()
 	have := uint64(0) // the state in the catalog; 0 is the empty one
+	torn := false     // something is missing in it
 	if n, err := x.startAt(ctx, db, source, src, from); err != nil {
 		return source, err
 	} else if n > 0 {
@@ -285,31 +312,39 @@ func (x *Index) load(ctx context.Context, db *catalog.DB, src *IndexedSource, fr
 		if seq <= have || seq > to {
 			continue
 		}
-		if seq != have+1 && r.root.Flags&flagFull == 0 {
+		full := r.root.Flags&flagFull != 0
+		if (torn || seq != have+1) && !full {
 			// Something is missing before it: a checkpoint may know better.
 			n, err := x.startAt(ctx, db, source, src, seq)
 			if err != nil {
 				return source, err
 			}
 			if n > have {
-				have = n
+				have, torn = n, false
 			}
 			if seq <= have {
 				continue
 			}
-			x.Problems = append(x.Problems, fmt.Errorf("%s: state at #%d: a manifest before it is missing; files changed there are shown as they were", src.Name, seq))
+			if seq != have+1 {
+				x.Problems = append(x.Problems, fmt.Errorf("%s: state at #%d: a manifest before it is missing; files changed there are shown as they were", src.Name, seq))
+				torn = true
+			}
 		}
 		if step != nil {
 			step(src.Name, seq, to)
 		}
-		if err := x.apply(ctx, db, source, &r.root, r.obj, labelRoot); err != nil {
+		var unknown *int
+		if torn && !full {
+			unknown = new(int)
+		}
+		if err := x.applySeq(ctx, db, source, r, unknown); err != nil {
 			if ctx.Err() != nil {
 				return source, ctx.Err()
 			}
 			x.Problems = append(x.Problems, fmt.Errorf("%s: #%d: %w", src.Name, seq, err))
 			continue
 		}
-		have = seq
+		have, torn = seq, torn && !full
 	}
 	// What is missing at the end may be in a checkpoint.
 	if have < to {
@@ -333,7 +368,7 @@ func (x *Index) startAt(ctx context.Context, db *catalog.DB, source catalog.Sour
 		}
 		obj, r, err := x.readCheckpoint(ctx, n)
 		if err == nil {
-			err = x.apply(ctx, db, source, &r, obj, labelCheckpoint)
+			err = x.apply(ctx, db, source, &r, obj, labelCheckpoint, nil)
 		}
 		if ctx.Err() != nil {
 			return 0, ctx.Err()
@@ -347,32 +382,74 @@ func (x *Index) startAt(ctx context.Context, db *catalog.DB, source catalog.Sour
 	return 0, nil
 }
 
-func (x *Index) apply(ctx context.Context, db *catalog.DB, source catalog.Source, r *root, obj []byte, label string) error {
+// applySeq is apply for a root of the index.
+func (x *Index) applySeq(ctx context.Context, db *catalog.DB, source catalog.Source, r *indexedRoot, unknown *int) error {
+	obj := r.obj
+	if obj == nil {
+		var err error
+		if obj, err = readManifest(ctx, x.store, r.name); err != nil {
+			return err
+		}
+	}
+	whole, err := x.openRoot(r.name, obj)
+	if err != nil {
+		return err
+	}
+	if unknown != nil {
+		// The root directory may have been told by what is missing.
+		v := db.At(source.ID, r.name.seq)
+		if _, err := v.Attr(filetree.RootNode); errors.Is(err, filetree.ErrNotExist) {
+			if err := v.AddNode(filetree.RootNode, &filetree.Attr{Kind: filetree.Dir, Mode: 0o755}); err != nil {
+				return err
+			}
+		}
+	}
+	if err := x.apply(ctx, db, source, &whole, obj, labelRoot, unknown); err != nil {
+		return err
+	}
+	if unknown != nil && *unknown > 0 {
+		x.Problems = append(x.Problems, fmt.Errorf("%s: #%d: changes of %d files are left out: only what is missing told of them", source.Name, r.name.seq, *unknown))
+	}
+	return nil
+}
+
+func (x *Index) apply(ctx context.Context, db *catalog.DB, source catalog.Source, r *root, obj []byte, label string, unknown *int) error {
 	place := metaPlace{x.writer.Repo, source.Writer, source.Ident, r.Seq, label, 0}
 	if err := db.Savepoint(); err != nil {
 		return err
 	}
 	_, err := applyRoot(db, source, x.writer.Key, place, r, obj, func(n int, ref segmentRef) ([]byte, error) {
 		return readManifest(ctx, x.store, metaName{source.Writer, source.Ident, r.Seq, kindSegment, [32]byte(ref.SHA)})
-	})
+	}, unknown)
 	return errors.Join(err, db.Release(err == nil))
 }
 
 // objects yields the names of all manifest objects that the history has or refers to.
-func (x *Index) objects(src *IndexedSource) iter.Seq[metaName] {
-	return func(yield func(metaName) bool) {
-		for _, r := range src.roots {
-			if !yield(r.name) {
-				return
+// An error says that those a checkpoint refers to are not known.
+func (x *Index) objects(ctx context.Context, src *IndexedSource) iter.Seq2[metaName, error] {
+	return func(yield func(metaName, error) bool) {
+		with := func(n metaName, segments []segmentRef) bool {
+			if !yield(n, nil) {
+				return false
 			}
-			for _, s := range r.root.Segments {
-				if !yield(metaName{r.name.writer, r.name.source, r.name.seq, kindSegment, [32]byte(s.SHA)}) {
-					return
+			for _, s := range segments {
+				if !yield(metaName{n.writer, n.source, n.seq, kindSegment, [32]byte(s.SHA)}, nil) {
+					return false
 				}
+			}
+			return true
+		}
+		for _, r := range src.roots {
+			if !with(r.name, r.root.Segments) {
+				return
 			}
 		}
 		for _, n := range src.check {
-			if !yield(n) {
+			_, r, err := x.readCheckpoint(ctx, n)
+			if err != nil {
+				r.Segments = nil
+			}
+			if !with(n, r.Segments) || err != nil && !yield(n, err) {
 				return
 			}
 		}

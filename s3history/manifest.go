@@ -191,6 +191,9 @@ func openManifest(meta seal.Key, p metaPlace, obj []byte, v any) error {
 	return nil
 }
 
+// maxNode bounds the number that the next node gets.
+const maxNode = 1 << 40
+
 func (r *root) check(p metaPlace) error {
 	switch {
 	case r.Version > FormatVersion || r.Flags&^flagKnown != 0:
@@ -199,6 +202,8 @@ func (r *root) check(p metaPlace) error {
 		return fmt.Errorf("snapshot #%d under the name of #%d: %w", r.Seq, p.seq, ErrFormat)
 	case len(r.Prev) != 0 && len(r.Prev) != 32, len(r.GUID) != 0 && len(r.GUID) != 16, r.Time[1] < 0, r.Time[1] > 999_999_999:
 		return fmt.Errorf("root of #%d: %w", r.Seq, ErrFormat)
+	case r.Next > maxNode:
+		return fmt.Errorf("next node %d: %w", r.Next, ErrFormat)
 	case len(r.Segments) > 1<<20:
 		return fmt.Errorf("%d segments: %w", len(r.Segments), ErrFormat)
 	}
@@ -265,8 +270,8 @@ func (t packTable) patch(p *patchRec, depth int) (*catalog.Patch, error) {
 }
 
 // applyBody brings the records of one body into the catalog, as changes that
-// snapshot v.Seq made.
-func applyBody(db *catalog.DB, source catalog.Source, v catalog.View, b *body) error {
+// snapshot v.Seq made. For unknown see applyRoot.
+func applyBody(db *catalog.DB, source catalog.Source, v catalog.View, b *body, unknown *int) error {
 	var t packTable
 	for _, p := range b.Packs {
 		cp := catalog.Pack{Size: int64(p.Size), Key: p.Key}
@@ -290,12 +295,19 @@ func applyBody(db *catalog.DB, source catalog.Source, v catalog.View, b *body) e
 		t.ids = append(t.ids, id)
 	}
 	for i := range b.Nodes {
-		if err := applyNode(db, v, t, &b.Nodes[i]); err != nil {
+		err := applyNode(db, v, t, &b.Nodes[i])
+		if unknown != nil && errors.Is(err, errUnknownNode) {
+			*unknown++
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("node %d: %w", b.Nodes[i].ID, err)
 		}
 	}
 	return nil
 }
+
+var errUnknownNode = fmt.Errorf("no manifest has told of it: %w", ErrFormat)
 
 func applyNode(db *catalog.DB, v catalog.View, t packTable, r *nodeRec) error {
 	n := filetree.NodeID(r.ID)
@@ -305,16 +317,21 @@ func applyNode(db *catalog.DB, v catalog.View, t packTable, r *nodeRec) error {
 	if r.End {
 		return v.EndNode(n)
 	}
+	var a filetree.Attr
+	if r.Attr != nil {
+		var err error
+		if a, err = v.Attr(n); err != nil && !errors.Is(err, filetree.ErrNotExist) {
+			return err
+		} else if err != nil && r.Attr.Kind == nil {
+			return errUnknownNode
+		}
+	}
 	for _, d := range r.Data {
 		if err := applyData(db, v, t, n, d); err != nil {
 			return err
 		}
 	}
 	if r.Attr != nil {
-		a, err := v.Attr(n)
-		if err != nil && !errors.Is(err, filetree.ErrNotExist) {
-			return err
-		}
 		if err := r.Attr.Apply(&a); err != nil {
 			return fmt.Errorf("%w: %w", err, ErrFormat)
 		}

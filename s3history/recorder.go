@@ -14,7 +14,13 @@ type recorder struct {
 	size  int // about, in bytes of CBOR
 	ids   map[catalog.PackID]uint32
 	packs []catalog.PackID
+	// cost is how many bytes it takes to tell of a pack, where it is known that the
+	// body will: a sealed key may be larger than all else.
+	cost func(catalog.PackID) int
 }
+
+// tellCost is how many bytes it takes to tell all of a pack, about.
+func tellCost(key, blobs int) int { return key + 10*blobs }
 
 // node returns the record of n to add to: the last one if it is its.
 func (r *recorder) node(n filetree.NodeID) *nodeRec {
@@ -44,6 +50,11 @@ func (r *recorder) got(n filetree.NodeID, e catalog.Entry) {
 
 func (r *recorder) lost(n filetree.NodeID, e catalog.Entry) {
 	rec := r.node(n)
+	if len(rec.Got) > 0 { // a record's losses come before what it gets
+		r.nodes = append(r.nodes, nodeRec{ID: uint64(n)})
+		r.size += 8
+		rec = &r.nodes[len(r.nodes)-1]
+	}
 	rec.Lost = append(rec.Lost, entryRec{Dir: uint64(e.Dir), Name: []byte(e.Name)})
 	r.size += 8 + len(e.Name)
 }
@@ -84,6 +95,9 @@ func (r *recorder) pack(id catalog.PackID) uint32 {
 	r.packs = append(r.packs, id)
 	r.ids[id] = uint32(len(r.packs))
 	r.size += 40
+	if r.cost != nil {
+		r.size += r.cost(id)
+	}
 	return uint32(len(r.packs))
 }
 
@@ -122,6 +136,6 @@ func (r *recorder) body(db *catalog.DB, tell func(catalog.PackID) (bool, error))
 		}
 		b.Packs = append(b.Packs, rec)
 	}
-	*r = recorder{}
+	*r = recorder{cost: r.cost}
 	return b, nil
 }

@@ -137,6 +137,7 @@ func Open(ctx context.Context, s store.Store, identities []age.Identity) (*Repos
 		return nil, idErr
 	}
 	r.ID = id
+	var found []WriterIdentity
 	seen := map[string]bool{}
 	opened := map[string]bool{}
 	var problem error
@@ -154,23 +155,28 @@ func Open(ctx context.Context, s store.Store, identities []age.Identity) (*Repos
 			if err == nil && w.ID != writer {
 				err = fmt.Errorf("%s: holds the key of writer %s: %w", o.Key, w.ID, ErrFormat)
 			}
-			// secrate.json may be lost: the repository's id is in every key too.
-			if err == nil && idErr != nil {
-				r.ID, idErr = w.Repo, nil
-			}
-			if err == nil && w.Repo != r.ID {
-				err = fmt.Errorf("%s: is of repository %s: %w", o.Key, w.Repo, ErrFormat)
-			}
 			if err != nil {
 				problem = err
 				continue
 			}
 			opened[writer] = true
-			r.Writers = append(r.Writers, w)
+			found = append(found, w)
 		}
 	}
-	if idErr != nil && len(r.Writers) == 0 {
+	if idErr != nil && len(found) == 0 {
 		return nil, idErr
+	}
+	// secrate.json may be lost or altered: the repository's id is in every key too.
+	if len(found) > 0 && !slices.ContainsFunc(found, func(w WriterIdentity) bool { return w.Repo == id }) {
+		r.ID = found[0].Repo
+	}
+	for _, w := range found {
+		if w.Repo != r.ID {
+			opened[w.ID] = false
+			problem = fmt.Errorf("%s%s/1: is of repository %s: %w", keyPrefixes[0], w.ID, w.Repo, ErrFormat)
+			continue
+		}
+		r.Writers = append(r.Writers, w)
 	}
 	for w := range seen {
 		if !opened[w] {

@@ -1,6 +1,8 @@
 package s3history
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -9,8 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"time"
-
-	"bytes"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -39,8 +39,12 @@ type Update struct {
 	head    Snapshot // the one before
 	v       catalog.View
 	next    filetree.NodeID
-	first   filetree.NodeID // the first that is new in this update
-	fresh   filetree.NodeID // the last that Add made: it has what Put gave it and no more
+	first   filetree.NodeID           // the first that is new in this update
+	fresh   filetree.NodeID           // the last that Add made: it has what Put gave it and no more
+	filled  int64                     // where that ends
+	added   []nodeRange               // nodes that Add made, whose records are there already
+	linked  map[filetree.NodeID]bool  // others, whose names AddLink has recorded
+	guids   map[[16]byte]catalog.View // that CloneFrom has found
 	flags   uint64
 	stats   stats
 	started time.Time
@@ -66,6 +70,9 @@ type cachedAttr struct {
 	dirty bool
 }
 
+// A nodeRange is the nodes from first to last.
+type nodeRange struct{ first, last filetree.NodeID }
+
 // maxCachedAttrs bounds the attributes that wait to be written to the catalog.
 const maxCachedAttrs = 512
 
@@ -73,11 +80,28 @@ func (u *Update) start(seq uint64) {
 	u.v = u.w.cat.At(u.source.ID, seq)
 	u.packer = u.w.newPacker(u.ctx, u.source.Name, seq)
 	u.segments, u.packs, u.stats, u.flags = nil, packSum{}, stats{}, 0
-	u.recs = recorder{}
+	u.recs = recorder{cost: u.packCost}
 	u.touched = u.touched[:0]
+	u.added, u.linked = nil, map[filetree.NodeID]bool{}
 	u.uids, u.gids = map[uint32]bool{}, map[uint32]bool{}
 	u.started = time.Now()
-	u.first, u.fresh = u.next, 0
+	u.first, u.fresh, u.filled = u.next, 0, 0
+}
+
+// packCost is what it takes to tell of a pack in this snapshot's manifest.
+func (u *Update) packCost(id catalog.PackID) int {
+	if p := u.packer.ours[id]; p != nil {
+		return tellCost(len(p.sealed), len(p.table))
+	}
+	// An error is met again, and said, when the body is made.
+	if told, err := u.w.cat.Told(u.source.ID, id); told || err != nil {
+		return 0
+	}
+	p, err := u.w.cat.Pack(id)
+	if err != nil {
+		return 0
+	}
+	return tellCost(len(p.Key), len(p.Blobs))
 }
 
 // View returns the state so far.
@@ -114,7 +138,7 @@ const flushSize = 3 << 20
 const inlineSize = 256 << 10
 
 func (u *Update) maybeFlush() error {
-	if u.recs.size < flushSize {
+	if u.recs.size < u.w.opts.segmentSize() {
 		return nil
 	}
 	return u.flushSegment()
@@ -236,16 +260,28 @@ func (u *Update) revertNode(old catalog.View, n filetree.NodeID, a *filetree.Att
 		}
 	}
 	size := max(a.Size, now.Size)
-	for from := int64(0); from < size; from += cloneStep {
-		parts, err := old.Parts(n, from, min(from+cloneStep, size))
+	for from := int64(0); ; {
+		then, err := old.NextExtent(n, from)
+		if err != nil {
+			return err
+		}
+		now, err := u.v.NextExtent(n, from)
+		if err != nil {
+			return err
+		}
+		if from = min(then, now); from >= size {
+			return nil
+		}
+		to := from + min(cloneStep, size-from)
+		parts, err := old.Parts(n, from, to)
 		if err != nil {
 			return err
 		}
 		if err := u.put(n, from, parts, nil); err != nil {
 			return err
 		}
+		from = to
 	}
-	return nil
 }
 
 // Whole nodes and pieces.
@@ -253,15 +289,23 @@ func (u *Update) revertNode(old catalog.View, n filetree.NodeID, a *filetree.Att
 // Add makes a new node with all its attributes, Size among them, and an entry that
 // was never there before. Its content follows by Put.
 func (u *Update) Add(dir filetree.NodeID, name string, a *filetree.Attr) (filetree.NodeID, error) {
+	if err := filetree.CheckName(name); err != nil {
+		return 0, fmt.Errorf("%w: %w", err, filetree.ErrInvalid)
+	}
 	n := u.next
-	u.next++
 	if err := u.v.AddNode(n, a); err != nil {
 		return 0, err
 	}
+	u.next++
 	if err := u.v.AddEntry(dir, name, n); err != nil {
 		return 0, err
 	}
-	u.fresh = n
+	u.fresh, u.filled = n, 0
+	if k := len(u.added); k > 0 && u.added[k-1].last == n-1 {
+		u.added[k-1].last = n
+	} else {
+		u.added = append(u.added, nodeRange{n, n})
+	}
 	u.owner(a)
 	d := catalog.Diff(nil, a)
 	u.recs.attr(n, &d)
@@ -272,9 +316,28 @@ func (u *Update) Add(dir filetree.NodeID, name string, a *filetree.Attr) (filetr
 	return n, u.maybeFlush()
 }
 
+// isAdded reports whether Add made a node in this update: all of it was recorded at once.
+func (u *Update) isAdded(n filetree.NodeID) bool {
+	i, ok := slices.BinarySearchFunc(u.added, n, func(r nodeRange, n filetree.NodeID) int { return cmp.Compare(r.last, n) })
+	return ok || i < len(u.added) && u.added[i].first <= n
+}
+
+// removeEntry takes a name from a node. If that it got it was recorded at once, that it
+// lost it is recorded, too.
+func (u *Update) removeEntry(dir filetree.NodeID, name string, n filetree.NodeID) error {
+	u.touch(n)
+	if u.linked[n] || u.isAdded(n) {
+		u.recs.lost(n, catalog.Entry{Dir: dir, Name: name})
+	}
+	return u.v.RemoveEntry(dir, name, n)
+}
+
 // Replace sets all attributes of a node, Size among them. Content beyond the new
 // size becomes a hole.
 func (u *Update) Replace(n filetree.NodeID, a *filetree.Attr) error {
+	if err := u.flushWrite(); err != nil {
+		return err
+	}
 	c, err := u.attr(n)
 	if err != nil {
 		return err
@@ -295,8 +358,14 @@ func (u *Update) Replace(n filetree.NodeID, a *filetree.Attr) error {
 
 // AddLink makes one more entry for a node, where no file system is asked whether it can be.
 func (u *Update) AddLink(dir filetree.NodeID, name string, n filetree.NodeID) error {
+	if err := filetree.CheckName(name); err != nil {
+		return fmt.Errorf("%w: %w", err, filetree.ErrInvalid)
+	}
 	if err := u.v.AddEntry(dir, name, n); err != nil {
 		return err
+	}
+	if !u.isAdded(n) {
+		u.linked[n] = true
 	}
 	u.recs.got(n, catalog.Entry{Dir: dir, Name: name})
 	return u.maybeFlush()
@@ -311,21 +380,18 @@ func (u *Update) RemoveName(dir filetree.NodeID, name string) error {
 	if kind == filetree.Dir {
 		return u.Remove(n)
 	}
-	u.touch(n)
-	return u.v.RemoveEntry(dir, name, n)
+	return u.removeEntry(dir, name, n)
 }
 
 // Remove ends a node with everything below it.
 func (u *Update) Remove(n filetree.NodeID) error {
-	var below []catalog.Child
+	if err := u.flushWrite(); err != nil { // it may be into what is removed
+		return err
+	}
 	for c, err := range u.v.Children(n) {
 		if err != nil {
 			return err
 		}
-		below = append(below, c)
-	}
-	for _, c := range below {
-		var err error
 		if c.Attr.Kind == filetree.Dir {
 			err = u.Remove(c.Node)
 		} else { // it may have a name elsewhere
@@ -382,6 +448,13 @@ type NewPatch struct {
 
 // Put sets the content of a range of a file. The file's size is not changed by it.
 func (u *Update) Put(n filetree.NodeID, p Piece) error {
+	if err := u.flushWrite(); err != nil {
+		return err
+	}
+	return u.putPiece(n, p)
+}
+
+func (u *Update) putPiece(n filetree.NodeID, p Piece) error {
 	if p.CID != (seal.ContentID{}) {
 		// Perhaps a file just before this one had the same.
 		parts, err := u.known(p.CID)
@@ -463,15 +536,57 @@ func (u *Update) Put(n filetree.NodeID, p Piece) error {
 
 // setParts is View.SetParts, and faster for a node that is being filled.
 func (u *Update) setParts(n filetree.NodeID, off int64, parts []catalog.Part) error {
-	if n == u.fresh {
-		return u.v.AddParts(n, off, parts)
+	if n != u.fresh || off < u.filled {
+		return u.v.SetParts(n, off, parts)
 	}
-	return u.v.SetParts(n, off, parts)
+	for _, p := range parts {
+		u.filled = max(u.filled, off) + p.Length
+	}
+	return u.v.AddParts(n, off, parts)
+}
+
+// maxRecordParts bounds the parts that one record tells of.
+const maxRecordParts = 4096
+
+// maxHole bounds the hole that one part tells of: a reader refuses a longer one.
+const maxHole = 1 << 62
+
+// punchHole makes a range a hole. If it is one, nothing is said.
+func (u *Update) punchHole(n filetree.NodeID, off, length int64) error {
+	for length > 0 {
+		k := min(length, maxHole)
+		next, err := u.v.NextExtent(n, off)
+		if err != nil {
+			return err
+		}
+		if next < off+k {
+			if err := u.v.Punch(n, off, off+k); err != nil {
+				return err
+			}
+			if err := u.record(n, dataRec{Offset: uint64(off), Parts: []partRec{{Length: uint64(k)}}}); err != nil {
+				return err
+			}
+		}
+		off, length = off+k, length-k
+	}
+	return nil
 }
 
 // put sets a range to parts that are in the store. If it has them, nothing is said.
 func (u *Update) put(n filetree.NodeID, off int64, parts []catalog.Part, cid []byte) error {
-	if n != u.fresh {
+	if len(parts) == 1 && parts[0].Hole() {
+		return u.punchHole(n, off, parts[0].Length)
+	}
+	for cid == nil && len(parts) > maxRecordParts {
+		if err := u.put(n, off, parts[:maxRecordParts], nil); err != nil {
+			return err
+		}
+		for _, p := range parts[:maxRecordParts] {
+			off += p.Length
+		}
+		parts = parts[maxRecordParts:]
+	}
+	if n != u.fresh || off < u.filled {
 		end := off
 		for _, p := range parts {
 			end += p.Length
@@ -598,12 +713,12 @@ func (u *Update) Create(dir filetree.NodeID, name string, a filetree.Attr) (file
 		return 0, err
 	}
 	n := u.next
-	u.next++
 	a.Size = 0
 	filetree.SortXattrs(a.Xattrs)
 	if err := u.v.AddNode(n, &a); err != nil {
 		return 0, err
 	}
+	u.next++
 	if err := u.v.AddEntry(dir, name, n); err != nil {
 		return 0, err
 	}
@@ -651,8 +766,7 @@ func (u *Update) Rename(dir filetree.NodeID, name string, toDir filetree.NodeID,
 			at = e[0].Dir
 		}
 	}
-	u.touch(n)
-	if err := u.v.RemoveEntry(dir, name, n); err != nil {
+	if err := u.removeEntry(dir, name, n); err != nil {
 		return err
 	}
 	return u.v.AddEntry(toDir, toName, n)
@@ -673,8 +787,7 @@ func (u *Update) Unlink(dir filetree.NodeID, name string) error {
 			return fmt.Errorf("directory %q is not empty: %w", name, filetree.ErrInvalid)
 		}
 	}
-	u.touch(n)
-	return u.v.RemoveEntry(dir, name, n)
+	return u.removeEntry(dir, name, n)
 }
 
 // SetAttr implements filetree.Update.
@@ -724,7 +837,7 @@ func (c *cachedAttr) grow(end int64) {
 // Write implements filetree.Update.
 func (u *Update) Write(n filetree.NodeID, off int64, data []byte) error {
 	c, err := u.file(n, off, int64(len(data)))
-	if err != nil {
+	if err != nil || len(data) == 0 {
 		return err
 	}
 	b := &u.write
@@ -764,7 +877,7 @@ func (u *Update) flushWrite() error {
 		p.CID = u.ContentID(b.data)
 		p.Items[0].CID = p.CID
 	}
-	err := u.Put(b.node, p)
+	err := u.putPiece(b.node, p)
 	b.data = b.data[:0]
 	return err
 }
@@ -845,25 +958,59 @@ func (u *Update) Clone(n filetree.NodeID, off int64, src filetree.NodeID, srcOff
 	if err := u.flushWrite(); err != nil {
 		return err
 	}
-	return u.clone(n, off, u.v, src, srcOff, length)
+	c, err := u.attr(src)
+	if err != nil {
+		return err
+	}
+	if src == n && length > 0 && off < srcOff+length && srcOff < off+length {
+		return u.cloneOver(n, off, srcOff, length)
+	}
+	return u.clone(n, off, u.v, src, c.Kind, srcOff, length)
+}
+
+// cloneOver is Clone for ranges that overlap: all of it is looked up before any of it is
+// overwritten, so it cannot be long.
+func (u *Update) cloneOver(n filetree.NodeID, off, srcOff, length int64) error {
+	if length > cloneStep {
+		return fmt.Errorf("clone of %d bytes at %d to %d of the same file: %w", length, srcOff, off, filetree.ErrInvalid)
+	}
+	c, err := u.file(n, off, length)
+	if err != nil {
+		return err
+	}
+	parts, err := u.v.Parts(n, srcOff, srcOff+length)
+	if err != nil {
+		return err
+	}
+	c.grow(off + length)
+	return u.put(n, off, parts, nil)
 }
 
 // cloneStep bounds how much of a clone is looked up at once.
 const cloneStep = 64 << 20
 
-func (u *Update) clone(n filetree.NodeID, off int64, v catalog.View, src filetree.NodeID, srcOff, length int64) error {
+func (u *Update) clone(n filetree.NodeID, off int64, v catalog.View, src filetree.NodeID, kind filetree.Kind, srcOff, length int64) error {
 	c, err := u.file(n, off, length)
 	if err != nil {
 		return err
 	}
-	if srcOff < 0 || srcOff+length < srcOff {
-		return fmt.Errorf("clone of %d bytes at %d: %w", length, srcOff, filetree.ErrInvalid)
+	if srcOff < 0 || srcOff+length < srcOff || kind != filetree.File {
+		return fmt.Errorf("clone of %d bytes at %d of a %v: %w", length, srcOff, kind, filetree.ErrInvalid)
 	}
-	c.grow(off + length)
+	if length > 0 {
+		c.grow(off + length)
+	}
 	for length > 0 {
-		k := min(length, cloneStep)
-		parts, err := v.Parts(src, srcOff, srcOff+k)
+		next, err := v.NextExtent(src, srcOff)
 		if err != nil {
+			return err
+		}
+		k := min(length, cloneStep)
+		parts := []catalog.Part{{Length: k}}
+		if hole := min(next-srcOff, length); hole > 0 {
+			k = hole // in one step, however long it is
+			parts[0].Length = k
+		} else if parts, err = v.Parts(src, srcOff, srcOff+k); err != nil {
 			return err
 		}
 		if err := u.put(n, off, parts, nil); err != nil {
@@ -879,15 +1026,26 @@ func (u *Update) CloneFrom(n filetree.NodeID, off int64, snapshot [16]byte, path
 	if err := u.flushWrite(); err != nil {
 		return err
 	}
-	v, err := u.w.findGUID(snapshot)
-	if err != nil {
-		return err
+	v, ok := u.guids[snapshot]
+	if !ok {
+		var err error
+		if v, err = u.w.findGUID(snapshot); err != nil {
+			return err
+		}
+		if u.guids == nil {
+			u.guids = map[[16]byte]catalog.View{}
+		}
+		u.guids[snapshot] = v
 	}
 	src, err := v.Resolve(SplitPath(path))
 	if err != nil {
 		return fmt.Errorf("clone from %q of snapshot %x: %w", path, snapshot, err)
 	}
-	return u.clone(n, off, v, src, srcOff, length)
+	a, err := v.Attr(src)
+	if err != nil {
+		return err
+	}
+	return u.clone(n, off, v, src, a.Kind, srcOff, length)
 }
 
 // findGUID returns the snapshot of any of the writer's sources that the file system
@@ -972,7 +1130,7 @@ func (u *Update) finishNode(n filetree.NodeID) error {
 			if was && a.Kind != filetree.Dir {
 				u.stats.Files++
 			}
-			if was || a.Size > 0 { // else no manifest speaks of it
+			if was || a.Size > 0 || u.punched[n] || u.linked[n] || u.isAdded(n) { // else no manifest speaks of it
 				u.recs.node(n).End = true
 			}
 			if err := u.v.EndNode(n); err != nil {
@@ -999,14 +1157,23 @@ func (u *Update) finishNode(n filetree.NodeID) error {
 		}
 	}
 	u.owner(&a)
+	if u.isAdded(n) {
+		d = catalog.All(&a) // of what was said of it before something may be zero now
+	}
 	if !d.Empty() || !was {
 		u.recs.attr(n, &d)
 	}
-	for _, e := range got {
-		u.recs.got(n, e)
-	}
 	for _, e := range lost {
 		u.recs.lost(n, e)
+		if err := u.maybeFlush(); err != nil {
+			return err
+		}
+	}
+	for _, e := range got {
+		u.recs.got(n, e)
+		if err := u.maybeFlush(); err != nil {
+			return err
+		}
 	}
 	if a.Kind != filetree.Dir {
 		u.stats.Files++
@@ -1109,7 +1276,7 @@ func (u *Update) commit(flags uint64) (Snapshot, error) {
 	if len(u.recs.nodes) == 0 && len(u.segments) == 0 && u.head.Seq > 0 && !wasPartial {
 		return Snapshot{}, ErrUnchanged
 	}
-	if u.recs.size > inlineSize {
+	if u.recs.size > min(inlineSize, u.w.opts.segmentSize()) {
 		if err := u.flushSegment(); err != nil {
 			return Snapshot{}, err
 		}
@@ -1152,7 +1319,9 @@ func (u *Update) Abort() {
 	u.closed = true
 	u.packer.abort()
 	u.w.cat.Rollback()
-	u.w.journal.rolledBack()
+	if err := u.w.journal.rolledBack(); err != nil {
+		u.w.log.WarnContext(u.ctx, "journal not read", "err", err)
+	}
 	u.w.busy = false
 	u.enc.Close()
 }

@@ -88,35 +88,70 @@ func (v *verifier) manifests() bool {
 			}
 		}
 	}
+	roots := map[metaName]bool{}
 	for i := range v.x.Sources {
-		for n := range v.x.objects(&v.x.Sources[i]) {
-			var bad []Damage
-			for j, prefix := range metaPrefixes {
-				key := prefix + n.String()
-				size, ok := listed[j][n]
-				if !ok {
-					bad = append(bad, Damage{Key: key, Err: store.ErrNotExist})
-					continue
-				}
-				v.saw(store.Object{Key: key, Size: size})
-				if v.o.ReadData || v.o.Identities != nil {
-					if _, err := getObject(v.ctx, v.store, key, n.sha, maxManifestObj); err != nil {
-						bad = append(bad, Damage{Key: key, Err: err})
-					}
-					v.result.Read += size
-				}
+		for n, err := range v.x.objects(v.ctx, &v.x.Sources[i]) {
+			if err == nil && n.kind == kindRoot {
+				roots[n] = true
 			}
-			for _, d := range bad {
-				d.Copy = len(bad) < len(metaPrefixes)
-				if !v.yield(d) {
-					return false
-				}
-			}
-			if v.ctx.Err() != nil {
-				v.yield(Damage{Err: v.ctx.Err()})
+			// Where a checkpoint cannot be read it is a damage itself.
+			if err == nil && !v.manifest(n, listed) {
 				return false
 			}
 		}
+	}
+	// What the index does not have any more the catalog may still know.
+	sources, err := v.cat.Sources()
+	if err != nil {
+		v.yield(Damage{Err: err})
+		return false
+	}
+	for _, s := range sources {
+		if s.Writer != v.x.writer.ID {
+			continue
+		}
+		snaps, err := v.cat.Snapshots(s.ID)
+		if err != nil {
+			v.yield(Damage{Err: err})
+			return false
+		}
+		for _, sn := range snaps {
+			n := metaName{s.Writer, s.Ident, sn.Seq, kindRoot, sn.Root}
+			if !roots[n] && !v.manifest(n, listed) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// manifest checks both copies of one manifest object. It reports whether to go on.
+func (v *verifier) manifest(n metaName, listed []map[metaName]int64) bool {
+	var bad []Damage
+	for j, prefix := range metaPrefixes {
+		key := prefix + n.String()
+		size, ok := listed[j][n]
+		if !ok {
+			bad = append(bad, Damage{Key: key, Err: store.ErrNotExist})
+			continue
+		}
+		v.saw(store.Object{Key: key, Size: size})
+		if v.o.ReadData || v.o.Identities != nil {
+			if _, err := getObject(v.ctx, v.store, key, n.sha, maxManifestObj); err != nil {
+				bad = append(bad, Damage{Key: key, Err: err})
+			}
+			v.result.Read += size
+		}
+	}
+	for _, d := range bad {
+		d.Copy = len(bad) < len(metaPrefixes)
+		if !v.yield(d) {
+			return false
+		}
+	}
+	if v.ctx.Err() != nil {
+		v.yield(Damage{Err: v.ctx.Err()})
+		return false
 	}
 	return true
 }
@@ -243,6 +278,9 @@ func (v *verifier) checkPack(p catalog.Pack, obj []byte) error {
 				return fmt.Errorf("slice at %d of blob %d: content id differs: %w", s.Offset, n, ErrFormat)
 			}
 		}
+	}
+	if len(slices) > 0 {
+		return fmt.Errorf("slice at %d of blob %d: not where the index has it: %w", slices[0].Offset, slices[0].Blob, ErrFormat)
 	}
 	return nil
 }

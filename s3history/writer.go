@@ -33,6 +33,7 @@ type WriterOptions struct {
 	// PartialAfter is how long a full snapshot may take before what there is of it
 	// is committed as a partial one; 0 means 10 minutes, negative means never.
 	PartialAfter time.Duration
+	SegmentSize  int          // bytes of records at which a segment is written; 0 means 3 MiB
 	Log          *slog.Logger // nil means none
 }
 
@@ -48,6 +49,13 @@ func (o WriterOptions) packSize() int64 {
 		return o.PackSize
 	}
 	return 16 << 20
+}
+
+func (o WriterOptions) segmentSize() int {
+	if o.SegmentSize > 0 {
+		return o.SegmentSize
+	}
+	return flushSize
 }
 
 func (o WriterOptions) level() zstd.EncoderLevel { return zstd.SpeedDefault }
@@ -96,7 +104,7 @@ func NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) {
 	if w.journal, err = openJournal(o.StateDir); err != nil {
 		return nil, err
 	}
-	return w, w.journal.load(ctx, w.store)
+	return w, w.journal.load(ctx, w.store, w.cat)
 }
 
 // Source returns the source of that name, made in the catalog if it is new.
@@ -132,6 +140,9 @@ func (w *Writer) recover(ctx context.Context, c commitFile) ([]Snapshot, error) 
 	if err != nil {
 		return nil, err
 	}
+	for _, sha := range c.Segments {
+		w.journal.started = append(w.journal.started, fmt.Sprintf("segment-%x", sha))
+	}
 	if head.Seq >= c.Seq { // killed after the catalog's commit
 		return nil, w.journal.committed(c.Ident)
 	}
@@ -150,18 +161,21 @@ func (w *Writer) recover(ctx context.Context, c commitFile) ([]Snapshot, error) 
 		return nil, err
 	}
 	defer w.cat.Rollback()
-	segment := func(n int, ref segmentRef) ([]byte, error) { return w.journal.segment(ref.SHA) }
-	info, err := applyRoot(w.cat, source, w.meta, place, &r, c.Root, segment)
+	segment := func(_ int, ref segmentRef) ([]byte, error) {
+		// A power cut may have taken the file back; what is in the store stays.
+		if b, err := w.journal.segment(ref.SHA); err == nil && hashOf(b) == [32]byte(ref.SHA) {
+			return b, nil
+		}
+		return readManifest(ctx, w.store, metaName{source.Writer, source.Ident, c.Seq, kindSegment, [32]byte(ref.SHA)})
+	}
+	info, err := applyRoot(w.cat, source, w.meta, place, &r, c.Root, segment, nil)
 	if err != nil {
 		return nil, err
 	}
 	if err := w.cat.Commit(); err != nil {
 		return nil, err
 	}
-	for _, ref := range r.Segments {
-		w.journal.started = append(w.journal.started, fmt.Sprintf("segment-%x", ref.SHA))
-	}
-	return []Snapshot{info}, w.journal.committed(c.Ident)
+	return []Snapshot{info}, errors.Join(w.journal.committed(c.Ident), w.journal.dropKnown(w.cat))
 }
 
 func (w *Writer) place(s catalog.Source, seq uint64, label string, n uint32) metaPlace {
@@ -184,6 +198,24 @@ func (w *Writer) putRoot(ctx context.Context, s catalog.Source, seq uint64, kind
 	return w.putMeta(ctx, metaName{s.Writer, s.Ident, seq, kind, sha256.Sum256(obj)}, obj)
 }
 
+// ErrBehind is wrapped by Begin when the store has a snapshot that the catalog does not
+// know: to number the next one like it would fork the history.
+var ErrBehind = errors.New("the catalog is behind what is stored: run secrate catalog rebuild; if another machine writes with a copy of this state, it needs a state of its own")
+
+// checkAhead looks for a root that another Writer, or this one before its catalog was
+// lost, has put under the number of the next snapshot.
+func (w *Writer) checkAhead(ctx context.Context, s catalog.Source, seq uint64) error {
+	for o, err := range w.store.List(ctx, fmt.Sprintf("%s%s/%s/%010d-", metaPrefixes[0], s.Writer, s.Ident, seq)) {
+		if errors.Is(err, store.ErrPermission) {
+			return nil // then nobody can know
+		} else if err != nil {
+			return err
+		}
+		return fmt.Errorf("snapshot #%d of %s is stored as %s: %w", seq, s.Name, o.Key, ErrBehind)
+	}
+	return nil
+}
+
 // ErrPending is wrapped by Begin while there is something for Recover to do.
 var ErrPending = errors.New("a commit was interrupted")
 
@@ -199,6 +231,9 @@ func (w *Writer) Begin(ctx context.Context, source catalog.Source, info Snapshot
 	}
 	head, err := w.Head(source)
 	if err != nil {
+		return nil, err
+	}
+	if err := w.checkAhead(ctx, source, head.Seq+1); err != nil {
 		return nil, err
 	}
 	next, err := w.cat.NextNode(source.ID)
@@ -310,7 +345,7 @@ func recordSnapshot(db *catalog.DB, source catalog.Source, r *root, rootObj []by
 	guid := r.GUID
 	i := storedInfo{Origin: r.Origin, GUID: guid, Exclude: r.Exclude, Partial: r.Flags&flagPartial != 0,
 		Files: r.Stats.Files, Bytes: r.Stats.Bytes, Host: r.Host}
-	i.Manifest = r.manifestSize(rootObj)
+	i.Manifest = r.manifestSize(int64(len(rootObj)))
 	i.Uploaded = int64(r.Stats.PackBytes) + int64(len(metaPrefixes))*i.Manifest
 	i.Objects = int(r.Stats.Packs) + len(metaPrefixes)*(1+len(r.Segments))
 	b, err := encMode.Marshal(&i)
@@ -318,6 +353,9 @@ func recordSnapshot(db *catalog.DB, source catalog.Source, r *root, rootObj []by
 		return Snapshot{}, err
 	}
 	s := catalog.Snapshot{Seq: r.Seq, Time: filetree.Time{Sec: r.Time[0], Nsec: uint32(r.Time[1])}, Root: sha256.Sum256(rootObj), Info: b}
+	if r.Flags&flagCheckpoint != 0 && len(r.Prev) == 32 {
+		s.Root = [32]byte(r.Prev) // the snapshot's own root, which the next one follows
+	}
 	if err := db.AddSnapshot(source.ID, s); err != nil {
 		return Snapshot{}, err
 	}
@@ -330,9 +368,8 @@ func recordSnapshot(db *catalog.DB, source catalog.Source, r *root, rootObj []by
 	return decodeSnapshot(source, s)
 }
 
-// manifestSize is the size of a root object and its segments, in bytes.
-func (r *root) manifestSize(obj []byte) int64 {
-	n := int64(len(obj))
+// manifestSize is the size of a root object of n bytes and its segments.
+func (r *root) manifestSize(n int64) int64 {
 	for _, s := range r.Segments {
 		n += int64(s.Size)
 	}
@@ -355,9 +392,10 @@ func (s *packSum) add(b *body) {
 }
 
 // applyRoot brings one snapshot's root and segments into the catalog, within a
-// transaction of the caller's.
+// transaction of the caller's. Where unknown is not nil something before it is missing:
+// records of nodes that are not known are counted there and left out.
 func applyRoot(db *catalog.DB, source catalog.Source, meta seal.Key, place metaPlace, r *root, obj []byte,
-	segment func(n int, ref segmentRef) ([]byte, error)) (Snapshot, error) {
+	segment func(n int, ref segmentRef) ([]byte, error), unknown *int) (Snapshot, error) {
 	if err := r.check(place); err != nil {
 		return Snapshot{}, err
 	}
@@ -382,12 +420,12 @@ func applyRoot(db *catalog.DB, source catalog.Source, meta seal.Key, place metaP
 		if err := openManifest(meta, p, b, &bd); err != nil {
 			return Snapshot{}, fmt.Errorf("segment %x: %w", ref.SHA, err)
 		}
-		if err := applyBody(db, source, v, &bd); err != nil {
+		if err := applyBody(db, source, v, &bd, unknown); err != nil {
 			return Snapshot{}, fmt.Errorf("segment %x: %w", ref.SHA, err)
 		}
 	}
 	if r.Body != nil {
-		if err := applyBody(db, source, v, r.Body); err != nil {
+		if err := applyBody(db, source, v, r.Body, unknown); err != nil {
 			return Snapshot{}, err
 		}
 	}

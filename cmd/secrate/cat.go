@@ -43,7 +43,7 @@ Exit statuses:
 
 // atFlag gives cmd the flag for a point in time.
 func atFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().String("at", "latest", "show it as it was at `T`: \"2026-11-20 15:04\", 2026-11-20, \"3h ago\", \"2d ago\", latest, #12 or RFC 3339; the newest snapshot not after it counts")
+	return cmd.Flags().String("at", "latest", "show it as it was at `T`: \"2026-11-20 15:04\", 2026-11-20, \"3h ago\", \"2d ago\", latest, '#12' (a number, quoted for the shell) or RFC 3339; the newest snapshot not after it counts")
 }
 
 func (a *app) cat(ctx context.Context, f readFlags, arg, at string) error {

@@ -78,6 +78,7 @@ func (a *app) ingest(ctx context.Context, name string, wait time.Duration) error
 	w := a.watch(s.stateDir, command)
 	defer w.close()
 	out := a.results()
+	a.onInterrupt = resumeUpload
 	wr, err := a.openRecovered(ctx, s, w, out)
 	if err != nil {
 		return err
@@ -98,11 +99,11 @@ func (a *app) ingest(ctx context.Context, name string, wait time.Duration) error
 	if n == 0 {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	a.fail(ctx, fmt.Errorf("%s: %w; %s before it in the stream %s in the history", name, err, count(n, "snapshot"), areOrIs(n)))
+	a.fail(ctx, fmt.Errorf("%s: %w; %s before it in the stream %s in the history", name, err, count(n, "snapshot"), isOrAre(n)))
 	return exitError(exitPartly)
 }
 
-func areOrIs(n int) string {
+func isOrAre(n int) string {
 	if n == 1 {
 		return "is"
 	}
@@ -196,11 +197,23 @@ type interruptible struct {
 	watch *sourceWatch
 }
 
+// Read implements io.Reader. A read of a pipe cannot be broken off: when ctx ends it is
+// left to end with the process, and nobody looks at p any more.
 func (r *interruptible) Read(p []byte) (int, error) {
-	if err := context.Cause(r.ctx); err != nil {
-		return 0, err
+	type result struct {
+		n   int
+		err error
 	}
-	n, err := r.r.Read(p)
-	r.watch.Seen(0, int64(n))
-	return n, err
+	done := make(chan result, 1)
+	go func() {
+		n, err := r.r.Read(p)
+		done <- result{n, err}
+	}()
+	select {
+	case got := <-done:
+		r.watch.Seen(0, int64(got.n))
+		return got.n, got.err
+	case <-r.ctx.Done():
+		return 0, context.Cause(r.ctx)
+	}
 }

@@ -138,6 +138,10 @@ func (i *initialization) check(a *app) error {
 		}
 		i.repo = abs
 	}
+	var err error
+	if i.identityOut, err = absolute(i.identityOut); err != nil {
+		return err
+	}
 	if err := i.refuseExisting(); err != nil {
 		return err
 	}
@@ -146,7 +150,6 @@ func (i *initialization) check(a *app) error {
 			return err
 		}
 	}
-	var err error
 	if i.to, err = seal.ParseRecipients(i.recipients, a.sealOptions()); err != nil {
 		return &usageError{fmt.Sprintf("--recipient: %v", err), "recipients are age1pq1…, age1…, ssh-ed25519 … and ssh-rsa …"}
 	}
@@ -164,13 +167,12 @@ func (i *initialization) newIdentity(a *app) error {
 		if i.identityOut = strings.TrimSpace(line); err != nil || i.identityOut == "" {
 			return &usageError{"no file was named for the identity", "--identity-out FILE"}
 		}
-	}
-	var err error
-	if i.identityOut, err = filepath.Abs(i.identityOut); err != nil {
-		return err
-	}
-	if err := i.refuseExisting(); err != nil {
-		return err
+		if i.identityOut, err = absolute(i.identityOut); err != nil {
+			return err
+		}
+		if err := i.refuseExisting(); err != nil {
+			return err
+		}
 	}
 	identity, recipient, err := seal.GenerateIdentity(i.classic)
 	if err != nil {

@@ -97,6 +97,8 @@ type app struct {
 	display   *progress.Display
 	log       *slog.Logger
 	limitRate *config.Rate // nil when not given
+
+	onInterrupt string // the hint when the command is interrupted
 }
 
 const rootLong = `Secrate keeps every version of every file of a file system: encrypted before it
@@ -222,8 +224,8 @@ func (a *app) say(what, text string) {
 // fail says that something failed, and what to do about it.
 func (a *app) fail(ctx context.Context, err error) {
 	hint := hintFor(err)
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		err, hint = errInterrupted, hintInterrupted
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))) {
+		err, hint = errors.New("interrupted"), a.onInterrupt
 	}
 	a.say("error", err.Error())
 	if hint != "" {
@@ -238,9 +240,8 @@ func (a *app) errorOutput() io.Writer {
 	return a.stderr
 }
 
-var errInterrupted = errors.New("interrupted")
-
-const hintInterrupted = "what was uploaded is kept; the same command goes on from there"
+// resumeUpload is the hint when an upload was interrupted.
+const resumeUpload = "what was uploaded is kept; the same command goes on from there"
 
 // An exitError ends the command with a status when all has been said.
 type exitError int
@@ -291,7 +292,7 @@ func hintFor(err error) string {
 		{s3history.ErrNewer, "install a newer secrate"},
 		{catalog.ErrVersion, "secrate catalog rebuild makes it anew from what is stored"},
 		{seal.ErrNoIdentity, "the identity file must be the one whose recipient was given to secrate init: its \"# public key\" line and recipients in the configuration are the same"},
-		{seal.ErrPassphrase, "run it on a terminal to be asked for the passphrase"},
+		{seal.ErrPassphrase, "it is asked for on a terminal: try it again there"},
 		{localfs.ErrNotEmpty, "name a new directory, or say --into-existing: what is not in the history is then left as it is"},
 		{unix.ENOSPC, "the disk is full: see df and df -i"},
 		{unix.EDQUOT, "the quota is used up"},

@@ -97,10 +97,10 @@ func (s *site) lock(ctx context.Context, command string, wait time.Duration) (*c
 
 // waitFlag gives cmd the flag that says how long to wait for the lock.
 func waitFlag(cmd *cobra.Command) *time.Duration {
-	return cmd.Flags().Duration("wait", 10*time.Second, "wait as long for another secrate command to end")
+	return cmd.Flags().Duration("wait", 10*time.Second, "wait at most `TIME`, such as 5m, for another secrate command to end")
 }
 
-// store opens the destination of the configuration.
+// openSiteStore opens the destination of the configuration.
 func (a *app) openSiteStore(ctx context.Context, s *site, o store.Observer) (store.Store, error) {
 	limit := s.conf.Upload.Limit
 	if a.limitRate != nil {
@@ -140,7 +140,11 @@ func (s *site) openCatalog(o catalog.Options) (*catalog.DB, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, hinted(fmt.Errorf("no catalog at %s", path), "secrate catalog rebuild makes it anew from what is stored")
 	}
-	return catalog.Open(path, o)
+	db, err := catalog.Open(path, o)
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		err = hinted(err, "secrate catalog rebuild makes it anew from what is stored")
+	}
+	return db, err
 }
 
 // A writing is a site with everything open that a writer needs.
@@ -150,7 +154,7 @@ type writing struct {
 	writer  *s3history.Writer
 }
 
-func (a *app) openWriting(ctx context.Context, s *site, o store.Observer) (_ *writing, err error) {
+func (a *app) openWriting(ctx context.Context, s *site, watch *watch) (_ *writing, err error) {
 	w := &writing{}
 	defer func() {
 		if err != nil {
@@ -160,9 +164,11 @@ func (a *app) openWriting(ctx context.Context, s *site, o store.Observer) (_ *wr
 	if w.catalog, err = s.openCatalog(catalog.Options{}); err != nil {
 		return nil, err
 	}
-	if w.store, err = a.openSiteStore(ctx, s, o); err != nil {
+	st, err := a.openSiteStore(ctx, s, watch.observer())
+	if err != nil {
 		return nil, err
 	}
+	w.store = watch.wrap(st)
 	if err := s.checkRepository(ctx, w.store); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -23,8 +24,8 @@ its own name. NAME may be left out where there is only one source. It takes an
 identity.
 
 T is a local time such as "2026-11-20 15:04", a date (the end of that day), "3h ago",
-"2d ago", latest, #12 for a number, or RFC 3339. The newest snapshot not after T is
-restored.
+"2d ago", latest, '#12' (a number, in quotes for the shell), or RFC 3339. The newest
+snapshot not after T is restored.
 
 ` + readingHelp + `
 
@@ -87,11 +88,12 @@ func (a *app) restore(ctx context.Context, f readFlags, o restoreOptions) error 
 	if err != nil {
 		return err
 	}
+	a.onInterrupt = "what was restored stays; the same command with --into-existing goes on"
 	step := a.display.Step(progress.Bytes)
 	out := a.display.Results(a.stdout)
 	res, err := restore.Run(ctx, restore.Options{
 		Catalog: r.db, View: r.view, Content: content, Path: r.path, To: o.to, IntoExisting: o.intoExisting, Progress: step,
-		Failed: func(f restore.Failure) { a.reportFailure(f) },
+		Failed: func(f restore.Failure) { a.reportFailure(out, f) },
 	})
 	step.Done(err)
 	if err != nil {
@@ -164,6 +166,16 @@ func (a *app) reportNotes(notes []localfs.Note) {
 	}
 }
 
-func (a *app) reportFailure(f restore.Failure) {
-	fmt.Fprintf(a.display, "secrate: error: not restored: %s: %v\n", progress.Printable(f.Path), f.Err)
+// reportFailure names what could not be restored.
+func (a *app) reportFailure(out io.Writer, f restore.Failure) {
+	a.say("error", fmt.Sprintf("not restored: %s: %v", progress.Printable(f.Path), f.Err))
+	if !a.json {
+		return
+	}
+	path, bytes := jsonName(f.Path)
+	writeJSON(out, struct {
+		Path      string `json:"path"`
+		PathBytes string `json:"path_base64,omitempty"`
+		Error     string `json:"error"`
+	}{path, bytes, f.Err.Error()})
 }

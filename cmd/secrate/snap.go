@@ -128,6 +128,7 @@ func (a *app) runSources(ctx context.Context, command string, names []string, o 
 		runs = append(runs, r)
 	}
 	out := a.results()
+	a.onInterrupt = resumeUpload
 	if o.upload {
 		a.uploadRuns(ctx, s, w, runs, out)
 	}
@@ -142,6 +143,7 @@ func (r *sourceRun) take(ctx context.Context) {
 		return
 	}
 	t, err := j.Take(ctx, r.vol)
+	r.watch.step.Done(err)
 	if err != nil {
 		r.err = err
 		return
@@ -172,7 +174,7 @@ func (a *app) uploadRuns(ctx context.Context, s *site, w *watch, runs []*sourceR
 // openRecovered opens what is needed to write, and completes what an earlier run had
 // decided to commit.
 func (a *app) openRecovered(ctx context.Context, s *site, w *watch, out io.Writer) (*writing, error) {
-	wr, err := a.openWriting(ctx, s, w.observer())
+	wr, err := a.openWriting(ctx, s, w)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -14,8 +16,11 @@ import (
 )
 
 // A watch shows how a run comes along: to the person by progress, to secrate status
-// by the status file. It is the observer of a store and, by its sourceWatches, of
-// backup jobs.
+// by the status file. It hears of reading from backup jobs, by its sourceWatches, and
+// of uploading from the store.
+//
+// While a source is read, that is what is shown, with what is uploaded beside it: the
+// reader waits for the uploads. When all is read, it is what remains to be uploaded.
 type watch struct {
 	a      *app
 	status *status.Writer // nil when there is none: nothing depends on it
@@ -23,7 +28,8 @@ type watch struct {
 	mu      sync.Mutex // guards what follows
 	current *sourceWatch
 	upload  progress.Progress // nil before the first byte
-	sent    int64             // bytes, of the current source
+	queued  int64             // bytes of Puts that were begun, of the current source
+	sent    int64             // of them
 	told    time.Time         // when status was last told what is uploaded
 }
 
@@ -53,6 +59,48 @@ func (w *watch) close() {
 // observer hears of what is uploaded.
 func (w *watch) observer() store.Observer { return store.Observer{Sent: w.onSent} }
 
+// wrap makes w hear of Puts before they begin.
+func (w *watch) wrap(s store.Store) store.Store { return &watchedStore{s, w} }
+
+// A watchedStore tells a watch how much there is to be uploaded.
+type watchedStore struct {
+	store.Store
+	w *watch
+}
+
+func (s *watchedStore) Unwrap() store.Store { return s.Store }
+
+func (s *watchedStore) Put(ctx context.Context, key string, r io.ReaderAt, size int64) error {
+	s.w.onQueued(size)
+	err := s.Store.Put(ctx, key, r, size)
+	if err != nil { // the store has taken back what was sent of it
+		s.w.onQueued(-size)
+	}
+	return err
+}
+
+func (w *watch) onQueued(n int64) {
+	w.mu.Lock()
+	w.queued += n
+	s := w.current
+	if s == nil || !s.uploading {
+		w.mu.Unlock()
+		return
+	}
+	total, done := w.queued-s.sentBefore, w.sent-s.sentBefore
+	w.mu.Unlock()
+	if n >= worthShowing { // a step cannot be made longer
+		s.step.Start(s.name+": "+status.Uploading, total)
+		s.step.Add(done)
+	}
+	if s.status != nil {
+		s.status.SetTotal(total)
+	}
+}
+
+// worthShowing is from how many bytes on an object gets a bar of its own.
+const worthShowing = 1 << 20
+
 // statusEvery is how often status is told of the object that is uploaded.
 const statusEvery = 500 * time.Millisecond
 
@@ -65,12 +113,22 @@ func (w *watch) onSent(key string, n int64) {
 	upload, s := w.upload, w.current
 	w.sent += n
 	var item string
-	if now := time.Now(); s != nil && s.status != nil && now.Sub(w.told) >= statusEvery {
+	if now := time.Now(); now.Sub(w.told) >= statusEvery && s != nil {
 		w.told = now
 		item = fmt.Sprintf("%s (%s uploaded so far, %s)", key, progress.Size(w.sent), progress.Rate(float64(w.sent)/now.Sub(s.began).Seconds()))
 	}
+	remaining := s != nil && s.uploading
 	w.mu.Unlock()
 	upload.Add(n)
+	if remaining {
+		s.step.Add(n)
+	}
+	if s == nil || s.status == nil {
+		return
+	}
+	if remaining {
+		s.status.Add(n)
+	}
 	if item != "" {
 		s.status.Item(item)
 	}
@@ -93,21 +151,32 @@ type sourceWatch struct {
 	status *status.SourceWriter
 	total  int64 // bytes to be read, -1 when not known
 	began  time.Time
+
+	uploading  bool  // all is read; guarded by w.mu
+	sentBefore int64 // bytes, when that was; guarded by w.mu
 }
 
 var _ backup.Observer = (*sourceWatch)(nil)
 
 // Phase implements backup.Observer.
 func (s *sourceWatch) Phase(_, phase string) {
+	total := int64(-1)
 	s.w.mu.Lock()
 	if s.w.current != s {
-		s.w.current, s.w.sent, s.began = s, 0, time.Now()
+		s.w.current, s.w.queued, s.w.sent, s.began = s, 0, 0, time.Now()
 	}
-	s.w.mu.Unlock()
-	total := int64(-1)
-	if phase == status.Reading {
+	s.uploading = phase == status.Committing
+	switch {
+	case s.uploading:
+		// What remains to be done for the commit is uploading, nearly all of it.
+		phase, s.sentBefore = status.Uploading, s.w.sent
+		if left := s.w.queued - s.w.sent; left > 0 {
+			total = left
+		}
+	case phase == status.Reading:
 		total = s.total
 	}
+	s.w.mu.Unlock()
 	s.step.Start(s.name+": "+phase, total)
 	if s.status != nil {
 		s.status.Start(phase, total)

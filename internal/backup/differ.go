@@ -27,6 +27,7 @@ type differ struct {
 	t     *task
 	f     *localfs.File
 	old   *oldFile
+	fresh bool  // see readFile
 	shift int64 // where the last piece was found in the old file, relative to its place
 
 	oldF   *localfs.File
@@ -37,8 +38,8 @@ type differ struct {
 // segment sends the pieces of a segment, cut at multiples of 1 MiB.
 func (d *differ) segment(ctx context.Context, s filetree.Segment) error {
 	if s.Hole {
-		if d.old == nil || !d.old.same {
-			return nil // a new file is a hole where nothing is said
+		if d.fresh {
+			return nil
 		}
 		return d.t.send(ctx, s3history.Piece{Offset: s.Offset, Items: []s3history.Item{{Hole: s.Length}}})
 	}

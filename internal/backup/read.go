@@ -134,13 +134,15 @@ func (r *reader) put(t *task, n filetree.NodeID) error {
 }
 
 // readFile sends what is in ranges of a file, all of it when they are nil. old is what
-// the pieces are compared with.
-func (r *reader) readFile(ctx context.Context, t *task, f *localfs.File, ranges []filetree.Range, old *oldFile) error {
+// the pieces are compared with. fresh says that the history has nothing of the node yet:
+// it is a hole where nothing is sent. Of every other one the holes are sent too, or what
+// was there before would stay.
+func (r *reader) readFile(ctx context.Context, t *task, f *localfs.File, ranges []filetree.Range, old *oldFile, fresh bool) error {
 	size := f.Size()
 	if ranges == nil || size <= catalog.MaxPart {
 		ranges = []filetree.Range{{Length: size}}
 	}
-	d := &differ{r: r, t: t, f: f, old: old}
+	d := &differ{r: r, t: t, f: f, old: old, fresh: fresh}
 	defer d.close()
 	for _, rg := range ranges {
 		for from := rg.Offset; from < min(rg.End(), size); {
@@ -239,7 +241,7 @@ func (r *reader) changed(n filetree.NodeID) (*task, error) {
 			ranges = nil
 		}
 		t.look = func(ctx context.Context, t *task) {
-			r.lookFile(ctx, t, func() (*localfs.File, error) { return r.tree.OpenFile(t.path) }, ranges, old)
+			r.lookFile(ctx, t, func() (*localfs.File, error) { return r.tree.OpenFile(t.path) }, ranges, old, fresh)
 		}
 	default:
 		t.look = func(_ context.Context, t *task) {
@@ -251,7 +253,7 @@ func (r *reader) changed(n filetree.NodeID) (*task, error) {
 }
 
 // lookFile opens a file, says what it is, and sends what is in it.
-func (r *reader) lookFile(ctx context.Context, t *task, open func() (*localfs.File, error), ranges []filetree.Range, old *oldFile) {
+func (r *reader) lookFile(ctx context.Context, t *task, open func() (*localfs.File, error), ranges []filetree.Range, old *oldFile, fresh bool) {
 	defer close(t.pieces)
 	f, err := open()
 	if err != nil {
@@ -264,7 +266,7 @@ func (r *reader) lookFile(ctx context.Context, t *task, open func() (*localfs.Fi
 	if err != nil {
 		return
 	}
-	if err := r.readFile(ctx, t, f, ranges, old); err != nil {
+	if err := r.readFile(ctx, t, f, ranges, old, fresh); err != nil {
 		t.broken = fmt.Errorf("%s: %w", t.path, err)
 	}
 }

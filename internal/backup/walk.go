@@ -62,7 +62,7 @@ func (w *walker) rootTask() *task {
 func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*task) error) error {
 	r := w.r
 	stack := []*place{at}
-	if err := w.removals(dir, prefix, at, give); err != nil {
+	if err := w.removals(prefix, at, give); err != nil {
 		return err
 	}
 	for it, err := range dir.Walk() {
@@ -98,7 +98,7 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 		}
 		if it.Dir != nil {
 			stack = append(stack, p)
-			if err := w.removals(it.Dir, path+"/", p, give); err != nil {
+			if err := w.removals(path+"/", p, give); err != nil {
 				return err
 			}
 		}
@@ -178,7 +178,7 @@ func (w *walker) lookFile(ctx context.Context, t *task, dir *localfs.Dir, name s
 	if err != nil || has && unchanged(old, &st.Attr) {
 		return
 	}
-	if err := w.r.readFile(ctx, t, f, nil, nil); err != nil {
+	if err := w.r.readFile(ctx, t, f, nil, nil, !has); err != nil {
 		t.broken = fmt.Errorf("%s: %w", t.path, err)
 	}
 }
@@ -247,12 +247,12 @@ func (w *walker) link(dir filetree.NodeID, name string, n filetree.NodeID) error
 
 // removals gives out the names that the history has in a directory and the tree no
 // longer does, or that are excluded now.
-func (w *walker) removals(dir *localfs.Dir, prefix string, p *place, give func(*task) error) error {
+func (w *walker) removals(prefix string, p *place, give func(*task) error) error {
 	if p.old == 0 {
 		return nil
 	}
 	there := map[string]bool{}
-	d, err := dir.OpenDir(".")
+	d, err := w.r.tree.OpenDir(strings.TrimSuffix(prefix, "/"))
 	if err != nil {
 		return err
 	}
@@ -328,7 +328,7 @@ func (r *reader) compare(path string, unknown bool) error {
 			close(t.pieces)
 			return
 		}
-		r.lookFile(ctx, t, func() (*localfs.File, error) { return r.tree.OpenFile(path) }, nil, nil)
+		r.lookFile(ctx, t, func() (*localfs.File, error) { return r.tree.OpenFile(path) }, nil, nil, true)
 	}
 	t.record = func(t *task) error { return w.record(t, parent, self, name, &old) }
 	return r.run(func(give func(*task) error) error {

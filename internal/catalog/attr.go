@@ -209,16 +209,46 @@ var encMode, decMode = func() (cbor.EncMode, cbor.DecMode) {
 	return e, d
 }()
 
+// All returns what says all of a, whatever was said of the node before.
+func All(a *filetree.Attr) Attr {
+	w := Diff(nil, a)
+	kind, size := uint8(a.Kind), uint64(a.Size)
+	w.Kind, w.Size, w.Mode, w.UID, w.GID, w.Flags, w.Ino, w.Gen = &kind, &size, &a.Mode, &a.UID, &a.GID, &a.Flags, &a.Ino, &a.Gen
+	w.Mtime, w.Ctime, w.MCtime, w.Btime = pair(a.Mtime), pair(a.Ctime), nil, pair(a.Btime)
+	w.Rdev = &[2]uint32{a.Major, a.Minor}
+	if w.Xattrs == nil {
+		w.Xattrs = &[][2][]byte{}
+	}
+	return w
+}
+
+// maxAttr bounds the attributes of one node, in bytes of CBOR: they have to fit into a
+// manifest.
+const maxAttr = 4 << 20
+
+// encodeAttr refuses what decodeAttr would: it would make the history unreadable.
 func encodeAttr(a *filetree.Attr) ([]byte, error) {
 	w := Diff(nil, a)
-	return encMode.Marshal(&w)
+	var same filetree.Attr
+	if err := w.Apply(&same); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, filetree.ErrInvalid)
+	}
+	b, err := encMode.Marshal(&w)
+	if err == nil && len(b) > maxAttr {
+		err = fmt.Errorf("attributes of %d bytes, may be %d: %w", len(b), maxAttr, filetree.ErrInvalid)
+	}
+	return b, err
 }
 
 func decodeAttr(b []byte) (filetree.Attr, error) {
 	var w Attr
 	var a filetree.Attr
-	if err := decMode.Unmarshal(b, &w); err != nil {
-		return a, err
+	err := decMode.Unmarshal(b, &w)
+	if err == nil {
+		err = w.Apply(&a)
 	}
-	return a, w.Apply(&a)
+	if err != nil {
+		return filetree.Attr{}, fmt.Errorf("attributes: %w: %w", ErrDamaged, err)
+	}
+	return a, nil
 }

@@ -115,6 +115,19 @@ CREATE TABLE meta (
 // secrate; it is to be removed and rebuilt.
 var ErrVersion = errors.New("catalog of another version")
 
+// ErrDamaged is wrapped by errors that say that the file is not what was written.
+// Nothing is lost with it.
+var ErrDamaged = errors.New("the catalog is damaged: run secrate catalog rebuild")
+
+// failed says more of an error of SQLite's.
+func failed(err error) error {
+	switch sqlite.ErrCode(err).ToPrimary() {
+	case sqlite.ResultCorrupt, sqlite.ResultNotADB:
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return fmt.Errorf("catalog: %w", err)
+}
+
 // nodeBits is how much of a node's key is the node; the rest is the source.
 const nodeBits = 40
 
@@ -152,7 +165,7 @@ func Open(path string, o Options) (*DB, error) {
 	}
 	conn, err := sqlite.OpenConn(path, flags...)
 	if err != nil {
-		return nil, fmt.Errorf("open catalog %s: %w", path, err)
+		return nil, fmt.Errorf("open catalog %s: %w", path, failed(err))
 	}
 	db := &DB{conn: conn, stmts: map[string]*sqlite.Stmt{}, path: path}
 	if err := db.setup(o); err != nil {
@@ -168,7 +181,9 @@ func (db *DB) setup(o Options) error {
 	switch {
 	case o.ReadOnly:
 	case o.Temporary:
-		pragmas = append(pragmas, "PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", "PRAGMA locking_mode = EXCLUSIVE")
+		// With no journal at all nothing could be rolled back, which a damaged manifest
+		// asks for. In a file that starts empty it costs little.
+		pragmas = append(pragmas, "PRAGMA journal_mode = TRUNCATE", "PRAGMA synchronous = OFF", "PRAGMA locking_mode = EXCLUSIVE")
 	default:
 		// FULL, not NORMAL: a commit that a power cut takes back would let the
 		// next snapshot get the same number again.
@@ -176,23 +191,23 @@ func (db *DB) setup(o Options) error {
 	}
 	for _, p := range pragmas {
 		if err := sqlitex.ExecuteTransient(db.conn, p, nil); err != nil {
-			return err
+			return failed(err)
 		}
 	}
 	version := int64(-1)
 	err := sqlitex.ExecuteTransient(db.conn, "PRAGMA user_version", &sqlitex.ExecOptions{
 		ResultFunc: func(s *sqlite.Stmt) error { version = s.ColumnInt64(0); return nil }})
 	if err != nil {
-		return err
+		return failed(err)
 	}
 	if version == 0 && !o.ReadOnly {
 		if err := sqlitex.ExecuteScript(db.conn, schema+fmt.Sprintf("PRAGMA user_version = %d;", schemaVersion), nil); err != nil {
-			return err
+			return failed(err)
 		}
 		version = schemaVersion
 	}
 	if version != schemaVersion {
-		return fmt.Errorf("%w: %d, this secrate reads %d", ErrVersion, version, schemaVersion)
+		return fmt.Errorf("%w: %d, this secrate reads %d: run secrate catalog rebuild", ErrVersion, version, schemaVersion)
 	}
 	return nil
 }
@@ -222,7 +237,7 @@ func (db *DB) stmt(query string, args ...any) (*sqlite.Stmt, error) {
 	if s == nil {
 		var err error
 		if s, _, err = db.conn.PrepareTransient(query); err != nil {
-			return nil, fmt.Errorf("catalog: %w", err)
+			return nil, failed(err)
 		}
 		db.stmts[query] = s
 	}
@@ -262,7 +277,7 @@ func (db *DB) exec(query string, args ...any) error {
 	_, err = s.Step()
 	s.Reset()
 	if err != nil {
-		return fmt.Errorf("catalog: %w", err)
+		return failed(err)
 	}
 	return nil
 }
@@ -278,7 +293,7 @@ func (db *DB) query(query string, row func(*sqlite.Stmt) bool, args ...any) erro
 	for {
 		more, err := s.Step()
 		if err != nil {
-			return fmt.Errorf("catalog: %w", err)
+			return failed(err)
 		}
 		if !more || !row(s) {
 			return nil
@@ -520,6 +535,18 @@ func (db *DB) Pack(id PackID) (p Pack, err error) {
 	return p, errors.Join(qerr, err)
 }
 
+// PackNamed returns the id of the pack of that name if it is known with its table,
+// else 0.
+func (db *DB) PackNamed(sha [32]byte) (id PackID, err error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	err = db.query("SELECT id FROM packs WHERE sha = ? AND size > 0", func(r *sqlite.Stmt) bool {
+		id = PackID(r.ColumnInt64(0))
+		return false
+	}, sha[:])
+	return id, err
+}
+
 // Packs yields all packs that have a name.
 func (db *DB) Packs() iter.Seq2[Pack, error] {
 	return func(yield func(Pack, error) bool) {
@@ -558,6 +585,17 @@ func (db *DB) Tell(source int64, p PackID) (news bool, err error) {
 	defer db.mu.Unlock()
 	err = db.exec("INSERT OR IGNORE INTO told (source, pack) VALUES (?, ?)", source, p)
 	return db.conn.Changes() > 0, err
+}
+
+// Told reports whether a manifest of the source has told all of a pack.
+func (db *DB) Told(source int64, p PackID) (told bool, err error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	err = db.query("SELECT 1 FROM told WHERE source = ? AND pack = ?", func(*sqlite.Stmt) bool {
+		told = true
+		return false
+	}, source, p)
+	return told, err
 }
 
 func appendBlobs(b []byte, blobs []Blob) []byte {

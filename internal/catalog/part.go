@@ -3,7 +3,6 @@ package catalog
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 )
 
@@ -166,7 +165,7 @@ func appendPatch(b []byte, q *Patch) []byte {
 	return appendParts(b, q.Base)
 }
 
-var errParts = errors.New("catalog: parts are damaged: run secrate catalog rebuild")
+var errParts = fmt.Errorf("parts: %w", ErrDamaged)
 
 // varints reads what appendParts wrote. err is sticky.
 type varints struct {

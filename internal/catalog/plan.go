@@ -47,17 +47,16 @@ type planRow struct {
 	args  []any
 }
 
-const planSchema = `
-CREATE TEMP TABLE plan_stack (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, depth INTEGER NOT NULL);
-CREATE TEMP TABLE plan_dirs (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, pinned INTEGER NOT NULL);
-CREATE TEMP TABLE plan_files (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, dir INTEGER NOT NULL, name BLOB NOT NULL, size INTEGER NOT NULL, failed INTEGER NOT NULL);
-CREATE TEMP TABLE plan_links (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, dir INTEGER NOT NULL, name BLOB NOT NULL);
-CREATE TEMP TABLE plan_whole (pack INTEGER, blob INTEGER, boff INTEGER, file INTEGER, PRIMARY KEY (pack, blob, boff, file)) WITHOUT ROWID;
-CREATE TEMP TABLE plan_pieced (pack INTEGER, blob INTEGER, file INTEGER, PRIMARY KEY (pack, blob, file)) WITHOUT ROWID;
-CREATE TEMP TABLE plan_pieces (file INTEGER, pack INTEGER, blob INTEGER, boff INTEGER, off INTEGER, len INTEGER NOT NULL, PRIMARY KEY (file, pack, blob, boff, off)) WITHOUT ROWID;
-`
-
-var planTables = []string{"plan_stack", "plan_dirs", "plan_files", "plan_links", "plan_whole", "plan_pieced", "plan_pieces"}
+// planTables are the temporary tables and their columns.
+var planTables = []struct{ name, columns string }{
+	{"plan_stack", "(id INTEGER PRIMARY KEY, node INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, depth INTEGER NOT NULL)"},
+	{"plan_dirs", "(id INTEGER PRIMARY KEY, node INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, pinned INTEGER NOT NULL)"},
+	{"plan_files", "(id INTEGER PRIMARY KEY, node INTEGER NOT NULL, dir INTEGER NOT NULL, name BLOB NOT NULL, size INTEGER NOT NULL, failed INTEGER NOT NULL)"},
+	{"plan_links", "(id INTEGER PRIMARY KEY, node INTEGER NOT NULL, dir INTEGER NOT NULL, name BLOB NOT NULL)"},
+	{"plan_whole", "(pack INTEGER, blob INTEGER, boff INTEGER, file INTEGER, PRIMARY KEY (pack, blob, boff, file)) WITHOUT ROWID"},
+	{"plan_pieced", "(pack INTEGER, blob INTEGER, file INTEGER, PRIMARY KEY (pack, blob, file)) WITHOUT ROWID"},
+	{"plan_pieces", "(file INTEGER, pack INTEGER, blob INTEGER, boff INTEGER, off INTEGER, len INTEGER NOT NULL, PRIMARY KEY (file, pack, blob, boff, off)) WITHOUT ROWID"},
+}
 
 // planBatch is how many rows are read or written at once.
 const planBatch = 512
@@ -70,7 +69,11 @@ func (db *DB) NewPlan(v View) (*Plan, error) {
 	if v.db != db {
 		return nil, errors.New("catalog: plan for a view of another catalog")
 	}
-	if err := db.all(splitStatements(planSchema)); err != nil {
+	var create []string
+	for _, t := range planTables {
+		create = append(create, "CREATE TEMP TABLE "+t.name+" "+t.columns)
+	}
+	if err := db.all(create); err != nil {
 		return nil, fmt.Errorf("plan of a restore: %w", err)
 	}
 	return p, nil
@@ -82,20 +85,9 @@ func (p *Plan) Close() error {
 	defer p.v.db.mu.Unlock()
 	var drop []string
 	for _, t := range planTables {
-		drop = append(drop, "DROP TABLE temp."+t)
+		drop = append(drop, "DROP TABLE temp."+t.name)
 	}
 	return p.v.db.all(drop)
-}
-
-func splitStatements(script string) (all []string) {
-	start := 0
-	for i := range len(script) {
-		if script[i] == ';' {
-			all = append(all, script[start:i])
-			start = i + 1
-		}
-	}
-	return all
 }
 
 // all runs statements that are all done or not at all. The caller holds mu.
@@ -739,13 +731,14 @@ type PlanLink struct {
 	Failed bool // the file could not be restored
 }
 
-// Links yields the further names, those of one file one after the other.
+// Links yields the further names, in the order they were added. It is called once, at
+// the end.
 func (p *Plan) Links() iter.Seq2[PlanLink, error] {
 	return func(yield func(PlanLink, error) bool) {
 		err := p.flush()
 		if err == nil && p.links > 0 {
 			p.v.db.mu.Lock()
-			err = p.v.db.all([]string{"CREATE INDEX temp.plan_files_node ON plan_files (node)", "CREATE INDEX temp.plan_links_node ON plan_links (node)"})
+			err = p.v.db.exec("CREATE INDEX temp.plan_files_node ON plan_files (node)")
 			p.v.db.mu.Unlock()
 		}
 		if err != nil {
@@ -755,16 +748,15 @@ func (p *Plan) Links() iter.Seq2[PlanLink, error] {
 		if p.links == 0 {
 			return
 		}
-		for node, id := int64(-1), int64(0); ; {
+		for last := int64(0); ; {
 			var batch []PlanLink
 			p.v.db.mu.Lock()
-			err := p.v.db.query(`SELECT l.node, l.id, l.dir, l.name, f.id, f.dir, f.name, f.node, f.size, f.failed
-				FROM plan_links l JOIN plan_files f ON f.node = l.node
-				WHERE (l.node, l.id) > (?, ?) ORDER BY l.node, l.id LIMIT ?`, func(r *sqlite.Stmt) bool {
-				node, id = r.ColumnInt64(0), r.ColumnInt64(1)
-				batch = append(batch, PlanLink{r.ColumnInt64(2), columnString(r, 3), planFile(r, 4), r.ColumnInt64(9) != 0})
+			err := p.v.db.query(`SELECT l.id, l.dir, l.name, f.id, f.dir, f.name, f.node, f.size, f.failed
+				FROM plan_links l JOIN plan_files f ON f.node = l.node WHERE l.id > ? ORDER BY l.id LIMIT ?`, func(r *sqlite.Stmt) bool {
+				last = r.ColumnInt64(0)
+				batch = append(batch, PlanLink{r.ColumnInt64(1), columnString(r, 2), planFile(r, 3), r.ColumnInt64(8) != 0})
 				return true
-			}, node, id, planBatch)
+			}, last, planBatch)
 			p.v.db.mu.Unlock()
 			if err != nil {
 				yield(PlanLink{}, err)

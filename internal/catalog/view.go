@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 
 	"zombiezen.com/go/sqlite"
 
@@ -250,6 +251,17 @@ func (v View) Parts(n filetree.NodeID, from, to int64) ([]Part, error) {
 	return parts, nil
 }
 
+// NextExtent returns the first offset, from on, at which a file has no hole;
+// math.MaxInt64 when there is none.
+func (v View) NextExtent(n filetree.NodeID, from int64) (int64, error) {
+	v.db.mu.Lock()
+	defer v.db.mu.Unlock()
+	next := int64(math.MaxInt64)
+	err := v.db.query("SELECT off FROM extents WHERE node = ?1"+alive+"AND off > ?3 AND off + len > ?4 ORDER BY off LIMIT 1",
+		func(r *sqlite.Stmt) bool { next = max(r.ColumnInt64(0), from); return false }, v.key(n), v.seq, from-MaxPart, from)
+	return next, err
+}
+
 // Fragments counts the extents of [from, to).
 func (v View) Fragments(n filetree.NodeID, from, to int64) (count int, err error) {
 	v.db.mu.Lock()
@@ -263,7 +275,7 @@ func (v View) Fragments(n filetree.NodeID, from, to int64) (count int, err error
 func (v View) AddNode(n filetree.NodeID, a *filetree.Attr) error {
 	b, err := encodeAttr(a)
 	if err != nil {
-		return err
+		return fmt.Errorf("node %d: %w", n, err)
 	}
 	v.db.mu.Lock()
 	defer v.db.mu.Unlock()
@@ -293,8 +305,11 @@ func (v View) AddEntry(dir filetree.NodeID, name string, n filetree.NodeID) erro
 	// A name taken away and given back to the same node in one snapshot was never away.
 	err = v.db.exec("UPDATE entries SET died = 0 WHERE dir = ?1 AND name = ?3 AND died = ?2 AND born < ?2 AND node = ?4",
 		key, v.seq, []byte(name), v.key(n))
-	if err != nil || v.db.conn.Changes() > 0 {
+	if err != nil {
 		return err
+	}
+	if v.db.conn.Changes() > 0 { // and what had it in between is no more
+		return v.db.exec("DELETE FROM entries WHERE dir = ?1 AND name = ?3 AND born = ?2", key, v.seq, []byte(name))
 	}
 	return v.db.exec("INSERT OR REPLACE INTO entries (dir, name, born, died, node) VALUES (?1, ?3, ?2, 0, ?4)",
 		key, v.seq, []byte(name), v.key(n))
@@ -382,31 +397,41 @@ func (v View) addExtent(n filetree.NodeID, e Extent) error {
 func (v View) Punch(n filetree.NodeID, from, to int64) error {
 	v.db.mu.Lock()
 	defer v.db.mu.Unlock()
-	ext, err := v.extents(n, from, to)
-	if err != nil {
-		return err
+	if from >= to {
+		return nil
 	}
-	for _, e := range ext {
-		err := v.db.exec("DELETE FROM extents WHERE node = ?1 AND born = ?2 AND off = ?3", v.key(n), v.seq, e.Offset)
-		if err != nil {
+	// Of what is there only the first and the last may reach beyond; the others, and
+	// there may be any number of them, are ended without looking.
+	var edges []Extent
+	for _, order := range []string{"ASC", "DESC"} {
+		var err error
+		qerr := v.db.query("SELECT off, len, pack, blob, boff FROM extents WHERE node = ?1"+alive+
+			"AND off > ?3 AND off < ?4 AND off + len > ?5 ORDER BY off "+order+" LIMIT 1",
+			func(r *sqlite.Stmt) bool {
+				var e Extent
+				e, err = v.scanExtent(r, 0)
+				edges = append(edges, e)
+				return false
+			}, v.key(n), v.seq, from-MaxPart, to, from)
+		if err = errors.Join(qerr, err); err != nil || len(edges) == 0 {
 			return err
 		}
-		err = v.db.exec("UPDATE extents SET died = ?2 WHERE node = ?1 AND off = ?3 AND died = 0", v.key(n), v.seq, e.Offset)
-		if err != nil {
+	}
+	for _, q := range []string{
+		"DELETE FROM extents WHERE node = ?1 AND born = ?2 AND off >= ?3 AND off < ?4 AND off + len > ?5",
+		"UPDATE extents SET died = ?2 WHERE node = ?1 AND died = 0 AND off >= ?3 AND off < ?4 AND off + len > ?5",
+	} {
+		if err := v.db.exec(q, v.key(n), v.seq, edges[0].Offset, to, from); err != nil {
 			return err
 		}
 	}
-	for _, e := range ext {
-		if e.Offset < from {
-			if err := v.addExtent(n, Extent{e.Offset, e.Part.Slice(0, from-e.Offset)}); err != nil {
-				return err
-			}
+	if e := edges[0]; e.Offset < from {
+		if err := v.addExtent(n, Extent{e.Offset, e.Part.Slice(0, from-e.Offset)}); err != nil {
+			return err
 		}
-		if end := e.Offset + e.Length; end > to {
-			if err := v.addExtent(n, Extent{to, e.Part.Slice(to-e.Offset, end-to)}); err != nil {
-				return err
-			}
-		}
+	}
+	if e := edges[1]; e.Offset+e.Length > to {
+		return v.addExtent(n, Extent{to, e.Part.Slice(to-e.Offset, e.Offset+e.Length-to)})
 	}
 	return nil
 }

@@ -427,7 +427,7 @@ func TestWindows(t *testing.T) {
 			}
 		}
 	})
-	for _, window := range []int{1, 7, 100} {
+	for _, window := range []int{20, 300} {
 		setWindow(t, window)
 		o := f.options()
 		res := f.run(o)

@@ -1,0 +1,205 @@
+// Command benchdata makes the trees that scripts/bench.sh measures with, and changes
+// them. The same arguments give the same bytes.
+//
+//	benchdata small DIR N      N small text files, a hundred in a directory
+//	benchdata edit DIR N       adds a line to N of the text files, spread over the tree
+//	benchdata image FILE MIB   an image of incompressible and compressible stretches
+//	benchdata byte FILE        changes one byte of it
+//	benchdata scatter FILE N   N writes of 64 random bytes, spread over it
+//	benchdata insert DIR N     inserts a line into N files, rewritten in place
+//	benchdata save DIR N       inserts a line into N files, written anew and renamed over
+//	benchdata rename DIR N     renames N files
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"log"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+)
+
+func main() {
+	log.SetFlags(0)
+	if len(os.Args) < 3 {
+		log.Fatal("benchdata: see its source for how it is called")
+	}
+	n := 0
+	if len(os.Args) > 3 {
+		var err error
+		if n, err = strconv.Atoi(os.Args[3]); err != nil {
+			log.Fatal(err)
+		}
+	}
+	what, path := os.Args[1], os.Args[2]
+	r := rand.New(rand.NewPCG(uint64(len(what)), uint64(n)))
+	var err error
+	switch what {
+	case "small":
+		err = small(r, path, n)
+	case "edit":
+		err = each(r, path, n, func(name string, b []byte) error { return os.WriteFile(name, append(b, text(r, 60)...), 0o644) })
+	case "image":
+		err = image(r, path, n)
+	case "byte":
+		err = scatter(r, path, 1, 1)
+	case "scatter":
+		err = scatter(r, path, n, 64)
+	case "insert":
+		err = each(r, path, n, func(name string, b []byte) error { return os.WriteFile(name, inserted(r, b), 0o644) })
+	case "save":
+		err = each(r, path, n, func(name string, b []byte) error {
+			if err := os.WriteFile(name+"~", inserted(r, b), 0o644); err != nil {
+				return err
+			}
+			return os.Rename(name+"~", name)
+		})
+	case "rename":
+		err = each(r, path, n, func(name string, _ []byte) error { return os.Rename(name, name+".moved") })
+	default:
+		err = fmt.Errorf("unknown: %s", what)
+	}
+	if err != nil {
+		log.Fatal("benchdata: ", err)
+	}
+}
+
+// words are what text is made of: Zipf's law holds for it, as for prose.
+var words = func() []string {
+	r := rand.New(rand.NewPCG(1, 2))
+	w := make([]string, 20000)
+	for i := range w {
+		b := make([]byte, 2+r.IntN(10))
+		for j := range b {
+			b[j] = "etaoinshrdlucmfwypvbgkjqxz"[min(r.IntN(26), r.IntN(26))]
+		}
+		w[i] = string(b)
+	}
+	return w
+}()
+
+func text(r *rand.Rand, n int) []byte {
+	z := rand.NewZipf(r, 1.1, 4, uint64(len(words)-1))
+	var b bytes.Buffer
+	for b.Len() < n {
+		b.WriteString(words[z.Uint64()])
+		if r.IntN(12) == 0 {
+			b.WriteByte('\n')
+		} else {
+			b.WriteByte(' ')
+		}
+	}
+	b.WriteByte('\n')
+	return b.Bytes()
+}
+
+func small(r *rand.Rand, dir string, n int) error {
+	// One long text, of which every file is a piece and a line of its own: making text
+	// is slow, and the files should differ.
+	pool := text(r, 64<<20)
+	for i := range n {
+		d := filepath.Join(dir, fmt.Sprintf("d%03d", i/10000), fmt.Sprintf("e%02d", i/100%100))
+		if i%100 == 0 {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				return err
+			}
+		}
+		size := 500 + int(r.ExpFloat64()*6500)
+		at := r.IntN(len(pool) - size%len(pool))
+		b := append(text(r, 40), pool[at:min(at+size, len(pool))]...)
+		if err := os.WriteFile(filepath.Join(d, fmt.Sprintf("f%06d.txt", i)), b, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// each calls change for n of the regular files below dir, spread evenly.
+func each(r *rand.Rand, dir string, n int, change func(name string, content []byte) error) error {
+	var names []string
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.Name() == ".secrate" {
+			return fs.SkipDir
+		}
+		if err == nil && d.Type().IsRegular() {
+			if info, err := d.Info(); err == nil && info.Size() > 200 && info.Size() < 1<<20 {
+				names = append(names, p)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for i := range min(n, len(names)) {
+		name := names[i*len(names)/n]
+		b, err := os.ReadFile(name)
+		if err == nil {
+			err = change(name, b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func inserted(r *rand.Rand, b []byte) []byte {
+	at := r.IntN(len(b))
+	if i := bytes.IndexByte(b[at:], '\n'); i >= 0 {
+		at += i + 1
+	}
+	return slices.Concat(b[:at], []byte("an inserted line "+strconv.Itoa(r.IntN(1e9))+"\n"), b[at:])
+}
+
+func image(r *rand.Rand, name string, mib int) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := make([]byte, 1<<20)
+	for i := range mib {
+		if i%4 == 3 {
+			copy(b, text(r, len(b)))
+		} else {
+			for j := 0; j < len(b); j += 8 {
+				v := r.Uint64()
+				for k := range 8 {
+					b[j+k] = byte(v >> (8 * k))
+				}
+			}
+		}
+		if _, err := f.Write(b); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
+func scatter(r *rand.Rand, name string, n, size int) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	for range n {
+		b := make([]byte, size)
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		if _, err := f.WriteAt(b, r.Int64N(info.Size()-int64(size))); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
