@@ -63,7 +63,7 @@ const (
 )
 
 const (
-	maxSealedKey   = 16 << 10
+	maxSealedKey   = 1<<16 - 1     // bytes of a pack's sealed key: its length has 2 bytes
 	maxBlob        = 1 << 20       // plain bytes of a blob
 	maxBlobObject  = maxBlob + 256 // stored bytes of a blob
 	maxPackBlobs   = 1 << 16

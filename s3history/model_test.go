@@ -25,7 +25,7 @@ import (
 
 var (
 	modelSeed  = flag.Uint64("model.seed", 0, "run the model test with this seed only")
-	modelSeeds = flag.Int("model.seeds", 10, "run the model test with so many seeds")
+	modelSeeds = flag.Int("model.seeds", 8, "run the model test with so many seeds")
 )
 
 // TestModel makes random changes to a history and to a model of a tree, and compares

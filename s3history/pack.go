@@ -171,18 +171,6 @@ func (p *packObject) ReadAt(b []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// blobOffset returns where blob n of a pack starts in the object, and its table row.
-func blobOffset(p *catalog.Pack, n uint32) (int64, catalog.Blob, error) {
-	if n >= uint32(len(p.Blobs)) {
-		return 0, catalog.Blob{}, fmt.Errorf("blob %d of %d: %w", n, len(p.Blobs), ErrFormat)
-	}
-	off := int64(packHeader + len(p.Key))
-	for _, b := range p.Blobs[:n] {
-		off += int64(b.Length)
-	}
-	return off, p.Blobs[n], nil
-}
-
 // parsePackHeader returns the sealed key that a pack begins with.
 func parsePackHeader(b []byte) ([]byte, error) {
 	if len(b) < packHeader || !bytes.Equal(b[:4], []byte(packMagic[:4])) {
@@ -203,7 +191,7 @@ func readPackIndex(ctx context.Context, s store.Store, meta seal.Key, repo RepoI
 	if size < int64(packHeader+packFooter+seal.Overhead) {
 		return nil, nil, fmt.Errorf("pack of %d bytes: %w", size, ErrFormat)
 	}
-	head, err := getRange(ctx, s, key, 0, min(size, maxSealedKey))
+	head, err := getRange(ctx, s, key, 0, min(size, int64(packHeader+maxSealedKey)))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -32,7 +32,7 @@ type packer struct {
 	cur   *openPack
 	ours  map[catalog.PackID]*openPack // that have no name yet, perhaps
 	solid []byte                       // plain bytes of the open blob
-	free  sync.Pool
+	free  chan []byte                  // buffers for blobs
 
 	mu      sync.Mutex // guards what follows
 	objects int
@@ -63,19 +63,33 @@ type openPack struct {
 
 const blobWorkers = 2
 
+// maxPackSlices is how many slices a pack gets before it is closed, so that its index
+// stays well below what a reader accepts.
+const maxPackSlices = 1 << 18
+
 func (w *Writer) newPacker(ctx context.Context, source string, seq uint64) *packer {
 	g, ctx := errgroup.WithContext(ctx)
 	p := &packer{
 		w: w, ctx: ctx, group: g, source: source, seq: seq, ours: map[catalog.PackID]*openPack{},
 		jobs:   make(chan blobJob, blobWorkers),
 		upload: make(chan struct{}, w.opts.uploads()),
-		free:   sync.Pool{New: func() any { return make([]byte, 0, maxBlob) }},
+		free:   make(chan []byte, 2*blobWorkers),
 	}
-	p.solid = p.free.Get().([]byte)
+	p.solid = p.buffer()
 	for range blobWorkers {
 		g.Go(p.seal)
 	}
 	return p
+}
+
+// buffer returns an empty buffer for a blob.
+func (p *packer) buffer() []byte {
+	select {
+	case b := <-p.free:
+		return b
+	default:
+		return make([]byte, 0, maxBlob)
+	}
 }
 
 // add puts a piece into a blob and returns where it will be.
@@ -113,6 +127,9 @@ func (p *packer) open() error {
 	if c.sealed, err = p.w.recipients.SealTo(c.key[:]); err != nil {
 		return err
 	}
+	if len(c.sealed) > maxSealedKey {
+		return fmt.Errorf("a key sealed to all recipients has %d bytes, more than %d: too many recipients", len(c.sealed), maxSealedKey)
+	}
 	p.cur = c
 	p.ours[id] = c
 	return nil
@@ -129,9 +146,9 @@ func (p *packer) cutBlob() error {
 	c.table = append(c.table, catalog.Blob{Plain: uint32(len(p.solid))})
 	c.blobs = append(c.blobs, nil)
 	c.waiting++
-	full := c.size >= p.w.opts.packSize() || len(c.table) >= maxPackBlobs
+	full := c.size >= p.w.opts.packSize() || len(c.table) >= maxPackBlobs || len(c.slices) >= maxPackSlices
 	c.mu.Unlock()
-	p.solid = p.free.Get().([]byte)[:0]
+	p.solid = p.buffer()
 	select {
 	case p.jobs <- job:
 	case <-p.ctx.Done():
@@ -197,7 +214,10 @@ func (p *packer) seal() error {
 		buf = compress(e, buf, job.plain)
 		c := job.pack
 		box := blobKey(c.key, p.w.repo, uint32(job.n)).Seal(make([]byte, 0, len(buf)+seal.Overhead), nil, buf)
-		p.free.Put(job.plain[:0]) //nolint:staticcheck // a slice header is small beside 1 MiB
+		select {
+		case p.free <- job.plain[:0]:
+		default:
+		}
 		c.mu.Lock()
 		c.blobs[job.n] = box
 		c.table[job.n].Length = uint32(len(box))

@@ -44,6 +44,7 @@ type Update struct {
 	filled  int64                     // where that ends
 	added   []nodeRange               // nodes that Add made, whose records are there already
 	linked  map[filetree.NodeID]bool  // others, whose names AddLink has recorded
+	unsaid  map[catalog.Entry]bool    // names that were recorded as got, and as lost again
 	guids   map[[16]byte]catalog.View // that CloneFrom has found
 	flags   uint64
 	stats   stats
@@ -82,7 +83,7 @@ func (u *Update) start(seq uint64) {
 	u.segments, u.packs, u.stats, u.flags = nil, packSum{}, stats{}, 0
 	u.recs = recorder{cost: u.packCost}
 	u.touched = u.touched[:0]
-	u.added, u.linked = nil, map[filetree.NodeID]bool{}
+	u.added, u.linked, u.unsaid = nil, map[filetree.NodeID]bool{}, map[catalog.Entry]bool{}
 	u.uids, u.gids = map[uint32]bool{}, map[uint32]bool{}
 	u.started = time.Now()
 	u.first, u.fresh, u.filled = u.next, 0, 0
@@ -327,9 +328,22 @@ func (u *Update) isAdded(n filetree.NodeID) bool {
 func (u *Update) removeEntry(dir filetree.NodeID, name string, n filetree.NodeID) error {
 	u.touch(n)
 	if u.linked[n] || u.isAdded(n) {
-		u.recs.lost(n, catalog.Entry{Dir: dir, Name: name})
+		e := catalog.Entry{Dir: dir, Name: name}
+		u.recs.lost(n, e)
+		u.unsaid[e] = true
 	}
 	return u.v.RemoveEntry(dir, name, n)
+}
+
+// addEntry gives a node a name. Mostly that is recorded at the end.
+func (u *Update) addEntry(dir filetree.NodeID, name string, n filetree.NodeID) error {
+	u.touch(n)
+	if e := (catalog.Entry{Dir: dir, Name: name}); u.unsaid[e] {
+		// If the node had it in the snapshot before, the end would find nothing new.
+		u.linked[n] = true
+		u.recs.got(n, e)
+	}
+	return u.v.AddEntry(dir, name, n)
 }
 
 // Replace sets all attributes of a node, Size among them. Content beyond the new
@@ -536,11 +550,17 @@ func (u *Update) putPiece(n filetree.NodeID, p Piece) error {
 
 // setParts is View.SetParts, and faster for a node that is being filled.
 func (u *Update) setParts(n filetree.NodeID, off int64, parts []catalog.Part) error {
-	if n != u.fresh || off < u.filled {
+	if n != u.fresh {
 		return u.v.SetParts(n, off, parts)
 	}
+	end := off
 	for _, p := range parts {
-		u.filled = max(u.filled, off) + p.Length
+		end += p.Length
+	}
+	beyond := off >= u.filled
+	u.filled = max(u.filled, end)
+	if !beyond {
+		return u.v.SetParts(n, off, parts)
 	}
 	return u.v.AddParts(n, off, parts)
 }
@@ -719,11 +739,7 @@ func (u *Update) Create(dir filetree.NodeID, name string, a filetree.Attr) (file
 		return 0, err
 	}
 	u.next++
-	if err := u.v.AddEntry(dir, name, n); err != nil {
-		return 0, err
-	}
-	u.touch(n)
-	return n, nil
+	return n, u.addEntry(dir, name, n)
 }
 
 // Link implements filetree.Update.
@@ -738,8 +754,7 @@ func (u *Update) Link(dir filetree.NodeID, name string, n filetree.NodeID) error
 	if a.Kind == filetree.Dir {
 		return fmt.Errorf("second name %q for a directory: %w", name, filetree.ErrInvalid)
 	}
-	u.touch(n)
-	return u.v.AddEntry(dir, name, n)
+	return u.addEntry(dir, name, n)
 }
 
 // Rename implements filetree.Update.
@@ -769,7 +784,7 @@ func (u *Update) Rename(dir filetree.NodeID, name string, toDir filetree.NodeID,
 	if err := u.removeEntry(dir, name, n); err != nil {
 		return err
 	}
-	return u.v.AddEntry(toDir, toName, n)
+	return u.addEntry(toDir, toName, n)
 }
 
 // Unlink implements filetree.Update.
@@ -971,7 +986,7 @@ func (u *Update) Clone(n filetree.NodeID, off int64, src filetree.NodeID, srcOff
 // cloneOver is Clone for ranges that overlap: all of it is looked up before any of it is
 // overwritten, so it cannot be long.
 func (u *Update) cloneOver(n filetree.NodeID, off, srcOff, length int64) error {
-	if length > cloneStep {
+	if length > cloneStep || srcOff < 0 {
 		return fmt.Errorf("clone of %d bytes at %d to %d of the same file: %w", length, srcOff, off, filetree.ErrInvalid)
 	}
 	c, err := u.file(n, off, length)

@@ -126,7 +126,7 @@ say "The identity is post-quantum, the default (age1pq1…), and is kept elsewhe
 
 # ---- The story ----------------------------------------------------------------
 
-now() { date -u +%Y-%m-%dT%H:%M:%S.%NZ; }
+now() { date -u +%Y-%m-%dT%H:%M:%S.%3NZ; }
 human() { # bytes as a person reads them
 	awk -v n="$1" 'BEGIN {
 		split("B KiB MiB GiB", unit); u = 1
@@ -171,7 +171,7 @@ snap() { # number, what was done, files, bytes changed
 		"$(awk -v ms="$took" 'BEGIN { printf "%.1f", ms / 1000 }')"
 	total_up=$((total_up + up)) total_objects=$((total_objects + objects))
 	at[$1]=$(now)
-	sleep 0.01
+	sleep 0.01 # so that the next one is after it in milliseconds too
 }
 
 title "2  Snapshots while files change"
@@ -195,7 +195,7 @@ ln -s photos/IMG_0002.xmp "$home/a-link.xmp"
 chmod 4711 "$home/the-same-photo.xmp"
 chown 1234:5678 "$home/photos/IMG_0003.xmp"
 touch -d '1999-12-31 23:59:59.123456789' "$home/photos/IMG_0004.xmp"
-printf 'not UTF-8\n' >"$home/"$'caf\xe9 \n.txt'
+printf 'not UTF-8\n' >"$home/documents/"$'caf\xe9 \n.txt'
 
 count=$(find "$home" -type f | wc -l)
 bytes=$(find "$home" -type f -printf '%s\n' | awk '{ n += $1 } END { printf "%.0f", n }')
@@ -245,7 +245,8 @@ phrase='inserted while nobody'
 if grep -rqF -e "$phrase" -e IMG_0001 -e documents "$work/s3/data"; then
 	fail "plain text on the server"
 fi
-say "No name and no content of a file is to be found in what is on the server."
+say "No name and no content of a file is to be found in what is on the server." \
+	"Most of what 2 cost is the key of its pack, sealed for the identity."
 
 # ---- The machine is lost --------------------------------------------------------
 
@@ -265,7 +266,7 @@ bare=(--repo "$SECRATE_DEMO_URL" --identity "$key")
 title "4  Restored at three times, compared with copies kept of each state"
 say '$ secrate restore --repo "$REPO" --identity stick/secrate.key \' \
 	'      --at T --to DIR home' ''
-printf '  %-34s %7s %9s  %-17s %5s\n' 'T' entries bytes 'compared' s
+printf '  %-34s %8s %9s   %-14s %5s\n' 'T' entries bytes 'compared' s
 restore() { # name of the kept state, number of the snapshot
 	local to=$work/mnt/restored/$1 start took entries size
 	start=$(date +%s%N)
@@ -280,7 +281,7 @@ restore() { # name of the kept state, number of the snapshot
 			<(tr '\0' '\n' <"$work/restored.listing") | head -20)"
 	entries=$(tr -dc '\0' <"$work/restored.listing" | wc -c)
 	size=$(find "$to" -type f -printf '%s\n' | awk '{ n += $1 } END { printf "%.0f", n }')
-	printf '  %-34s %7s %9s  %-17s %5s\n' "${at[$2]} (#$2)" "$(group "$entries")" "$(human "$size")" 'equal in all' \
+	printf '  %-34s %8s %9s   %-14s %5s\n' "${at[$2]} (#$2)" "$(group "$entries")" "$(human "$size")" 'equal in all' \
 		"$(awk -v ms="$took" 'BEGIN { printf "%.1f", ms / 1000 }')"
 	rm -rf "$to"
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/crashpoint"
 	"github.com/secrate/secrate/internal/progress"
 	"github.com/secrate/secrate/s3history"
 	"github.com/secrate/secrate/s3history/store"
@@ -88,15 +89,18 @@ func (a *app) rebuildCatalog(ctx context.Context, wait time.Duration) error {
 	if err := a.loadCatalog(ctx, x, path+".new"); err != nil {
 		return errors.Join(err, removeDatabase(path+".new"))
 	}
+	crashpoint.Here("rebuild loaded")
 	// The old one goes as a whole before the new one has its name: without its log it
 	// would be older than the history, and the next snapshot would get a number that is
 	// taken. A crash in between leaves none, and an error that says to rebuild.
 	if err := removeDatabase(path); err != nil {
 		return err
 	}
+	crashpoint.Here("rebuild removed")
 	if err := os.Rename(path+".new", path); err != nil {
 		return err
 	}
+	crashpoint.Here("rebuild after")
 	for _, src := range x.Sources {
 		snaps := src.Snapshots()
 		if len(snaps) > 0 {
@@ -121,6 +125,7 @@ func (a *app) loadCatalog(ctx context.Context, x *s3history.Index, path string) 
 	step := a.display.Step(progress.Files)
 	step.Start("rebuild the catalog", -1)
 	for i := range x.Sources {
+		crashpoint.Here("rebuild source")
 		if _, err = x.LoadAll(ctx, db, &x.Sources[i], func(string, uint64, uint64) { step.Add(1) }); err != nil {
 			break
 		}
@@ -133,6 +138,7 @@ func (a *app) loadCatalog(ctx context.Context, x *s3history.Index, path string) 
 // removeDatabase removes an SQLite database and then what stands beside it.
 func removeDatabase(path string) error {
 	for _, suffix := range []string{"", "-wal", "-shm"} {
+		crashpoint.Here("rebuild remove")
 		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

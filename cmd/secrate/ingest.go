@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/secrate/secrate/internal/backup"
+	"github.com/secrate/secrate/internal/btrfsvolume"
 	"github.com/secrate/secrate/internal/config"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/progress"
@@ -147,7 +148,7 @@ func (in *ingest) unit(ctx context.Context, j *backup.Job, unit *stream.Unit) er
 		return err
 	}
 	var res backup.Result
-	err = j.Ingest(ctx, unitOf(unit, func(paths []string) {
+	err = j.Ingest(ctx, btrfsvolume.UnitOf(unit, func(paths []string) {
 		if len(in.src.Exclude) > 0 {
 			in.a.warn("%s: directories were moved, and what is excluded may not be the same below them: %s", in.src.Name, progress.Printable(strings.Join(paths, ", ")))
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/secrate/secrate/internal/backup"
+	"github.com/secrate/secrate/internal/btrfsvolume"
 	"github.com/secrate/secrate/internal/config"
 	"github.com/secrate/secrate/internal/status"
 	"github.com/secrate/secrate/s3history"
@@ -92,7 +93,7 @@ type runOptions struct {
 // A sourceRun is one source in a run of snap or upload.
 type sourceRun struct {
 	*config.Source
-	vol   *volume
+	vol   *btrfsvolume.Volume
 	watch *sourceWatch
 	taken *backup.Snapshot
 	err   error

@@ -169,6 +169,9 @@ func (j *Job) Upload(ctx context.Context, v Volume) (Result, error) {
 		return res, err
 	}
 	res.Pending = len(pending)
+	if all, err = j.releaseOld(ctx, v, pending, all); err != nil {
+		return res, err
+	}
 	for _, s := range pending {
 		committed, err := j.upload(ctx, v, s, all, &res)
 		if err != nil {
@@ -192,6 +195,29 @@ func (j *Job) Upload(ctx context.Context, v Volume) (Result, error) {
 		}
 	}
 	return res, nil
+}
+
+// releaseOld takes away what a run that was killed after its commit could not: the
+// committed snapshots before the newest of them. It returns those that are left.
+func (j *Job) releaseOld(ctx context.Context, v Volume, pending, all []Snapshot) ([]Snapshot, error) {
+	source, err := j.w.Source(j.o.Source)
+	if err != nil {
+		return nil, err
+	}
+	head, err := j.w.Head(source)
+	if err != nil {
+		return nil, err
+	}
+	newest := slices.IndexFunc(all, func(s Snapshot) bool { return s.GUID == head.Info.GUID })
+	var left []Snapshot
+	for i, s := range all {
+		if i >= newest || slices.ContainsFunc(pending, func(p Snapshot) bool { return p.GUID == s.GUID }) {
+			left = append(left, s)
+		} else if err := j.release(ctx, v, s); err != nil {
+			return nil, err
+		}
+	}
+	return left, nil
 }
 
 func (j *Job) release(ctx context.Context, v Volume, s Snapshot) error {

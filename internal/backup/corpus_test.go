@@ -2,7 +2,6 @@ package backup_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -18,6 +17,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/secrate/secrate/internal/backup"
+	"github.com/secrate/secrate/internal/btrfsvolume"
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/seal"
@@ -97,14 +97,7 @@ func (f *fixture) ingest(source string, r io.Reader) ([]backup.Result, error) {
 		if err != nil {
 			return out, err
 		}
-		unit := backup.Unit{Name: u.Name, GUID: u.UUID,
-			Apply: func(ctx context.Context, up *s3history.Update, excluded func(string, bool) bool) ([]string, error) {
-				res, err := u.Apply(ctx, up, btrfs.Options{Excluded: excluded})
-				return res.Unknown, err
-			}}
-		if u.Incremental {
-			unit.Parent = &u.ParentUUID
-		}
+		unit := btrfsvolume.UnitOf(u, func([]string) {})
 		var res backup.Result
 		if err := job.Ingest(f.t.Context(), unit, filetree.Time{Sec: int64(len(out) + 1)}, &res); err != nil {
 			return out, fmt.Errorf("unit %s: %w", u.Name, err)

@@ -25,10 +25,13 @@ type reader struct {
 	tree *localfs.Tree
 	base *localfs.Tree // the base snapshot's tree, or nil
 	res  *Result
+
+	links  map[uint64]filetree.NodeID // see walker
+	inodes []inode                    // see nodeOf; nil until it is asked for
 }
 
 func (j *Job) newReader(ctx context.Context, u *s3history.Update, tree *localfs.Tree, res *Result) *reader {
-	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res}
+	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res, links: map[uint64]filetree.NodeID{}}
 }
 
 // A task is one node to be looked at. A worker fills in what it finds; the recorder

@@ -1,10 +1,12 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/secrate/secrate/internal/catalog"
@@ -18,6 +20,7 @@ type walker struct {
 	r     *reader
 	state catalog.View               // to compare with
 	first bool                       // there is no state: nothing is asked
+	part  bool                       // the rest of the tree has been recorded already
 	links map[uint64]filetree.NodeID // of nodes with several names, by inode
 }
 
@@ -29,7 +32,7 @@ type place struct {
 
 // walk records the whole tree.
 func (r *reader) walk() error {
-	w := &walker{r: r, state: r.u.Before(), first: r.u.Head().Seq == 0, links: map[uint64]filetree.NodeID{}}
+	w := &walker{r: r, state: r.u.Before(), first: r.u.Head().Seq == 0, links: r.links}
 	root := &place{node: filetree.RootNode, old: filetree.RootNode}
 	if w.first {
 		root.old = 0
@@ -196,7 +199,18 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 	a := &t.stat.Attr
 	w.r.j.o.Observer.Seen(1, 0)
 	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
-		if n, ok := w.links[a.Ino]; ok {
+		n, ok := w.links[a.Ino]
+		if !ok && w.part && self.old == 0 {
+			// A name that the update has is to be read again, whatever has it.
+			_, _, err := u.Lookup(parent.node, name)
+			if errors.Is(err, filetree.ErrNotExist) {
+				n, ok, err = w.r.nodeOf(a)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if ok {
 			return w.link(parent.node, name, n)
 		}
 	}
@@ -217,6 +231,43 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 		return err
 	}
 	return u.MaybePartial()
+}
+
+// An inode says which node an inode of the file system is.
+type inode struct {
+	ino  uint64
+	node filetree.NodeID
+}
+
+// nodeOf returns the node that the update has of a file with several names, of which
+// the one at hand is new to it. Only what becomes known because excludes no longer say
+// otherwise asks for it: then the nodes are gone through once, and remembered in 16
+// bytes each.
+func (r *reader) nodeOf(a *filetree.Attr) (n filetree.NodeID, ok bool, err error) {
+	v := r.u.View()
+	if r.inodes == nil {
+		r.inodes = []inode{}
+		for c, err := range v.Nodes() {
+			if err != nil {
+				return 0, false, err
+			}
+			if c.Attr.Kind != filetree.Dir && c.Attr.Ino != 0 {
+				r.inodes = append(r.inodes, inode{c.Attr.Ino, c.Node})
+			}
+		}
+		slices.SortFunc(r.inodes, func(a, b inode) int { return cmp.Or(cmp.Compare(a.ino, b.ino), cmp.Compare(a.node, b.node)) })
+	}
+	i, _ := slices.BinarySearchFunc(r.inodes, a.Ino, func(e inode, ino uint64) int { return cmp.Compare(e.ino, ino) })
+	for ; i < len(r.inodes) && r.inodes[i].ino == a.Ino; i++ {
+		has, err := v.Attr(r.inodes[i].node)
+		if ignoreNotExist(err) != nil {
+			return 0, false, err
+		}
+		if err == nil && has.Kind == a.Kind && (has.Btime == a.Btime || has.Btime.IsZero() || a.Btime.IsZero()) {
+			return r.inodes[i].node, true, nil
+		}
+	}
+	return 0, false, nil
 }
 
 // replace makes a new node under a name; what had it loses it.
@@ -301,7 +352,7 @@ func (r *reader) compare(path string, unknown bool) error {
 		return ignoreNotExist(err) // its directory is not kept
 	}
 	name := names[len(names)-1]
-	w := &walker{r: r, state: v, links: map[uint64]filetree.NodeID{}}
+	w := &walker{r: r, state: v, part: true, links: r.links}
 	parent, self := &place{node: dirNode}, &place{}
 	var old filetree.Attr
 	st, err := r.tree.Stat(path)

@@ -4,126 +4,167 @@
 package btrfsvolume
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/secrate/secrate/internal/backup"
+	"github.com/secrate/secrate/internal/config"
 	"github.com/secrate/secrate/s3history"
-	sendstream "github.com/secrate/secrate/sendstream/btrfs"
-	snapshot "github.com/secrate/secrate/snapshot/btrfs"
+	stream "github.com/secrate/secrate/sendstream/btrfs"
+	"github.com/secrate/secrate/snapshot/btrfs"
 )
 
 // A Volume takes snapshots of one subvolume for one source.
 type Volume struct {
-	source string
-	sub    *snapshot.Subvolume
-	dir    string
+	source string // the source's name: part of the names of its snapshots
+	sub    *btrfs.Subvolume
+	where  string // directory of the snapshots that is configured; empty means inside
 }
 
-// Open opens the subvolume at path for the source of that name. Snapshots are kept in
-// dir, or where snapshot/btrfs puts them if dir is empty; they are told from those of
-// other sources by their names.
+// Open opens the subvolume at path for the source of that name. Its snapshots are kept
+// in dir, on the same file system, or where snapshot/btrfs puts them if dir is empty.
 func Open(source, path, dir string) (*Volume, error) {
-	sub, err := snapshot.Open(path)
+	sub, err := btrfs.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if dir == "" {
-		if dir, err = sub.SnapshotDir(); err != nil {
-			return nil, err
-		}
-	}
-	return &Volume{source, sub, dir}, nil
+	return &Volume{source: source, sub: sub, where: dir}, nil
 }
 
-func of(s *snapshot.Subvolume, taken time.Time) backup.Snapshot {
-	return backup.Snapshot{Name: s.Name, GUID: s.StreamUUID(), Time: taken, Path: s.Path}
+// dir is where the snapshots are, if there are any.
+func (v *Volume) dir() string {
+	if v.where == "" {
+		return filepath.Join(v.sub.Path, btrfs.DirName)
+	}
+	return v.where
+}
+
+// Path returns where the snapshot of that name is to be read.
+func (v *Volume) Path(name string) string { return filepath.Join(v.dir(), name) }
+
+// snapshotDir returns the directory of the snapshots, made if it is not there.
+func (v *Volume) snapshotDir() (string, error) {
+	if v.where == "" {
+		return v.sub.SnapshotDir()
+	}
+	if err := os.Mkdir(v.where, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", fmt.Errorf("snapshot directory: %w", err)
+	}
+	// The same is asked of it as of the state: others could read what has been deleted
+	// since, or exchange what is in it.
+	return v.where, config.EnsureStateDir(v.where)
 }
 
 // Take implements backup.Volume.
 func (v *Volume) Take(ctx context.Context) (backup.Snapshot, error) {
-	now := time.Now()
-	s, err := v.sub.Snapshot(v.dir, snapshot.SnapshotName(v.source, now))
+	dir, err := v.snapshotDir()
 	if err != nil {
 		return backup.Snapshot{}, err
 	}
-	return of(s, now), nil
+	for {
+		t := time.Now()
+		snap, err := v.sub.Snapshot(dir, btrfs.SnapshotName(v.source, t))
+		if errors.Is(err, fs.ErrExist) && ctx.Err() == nil {
+			continue // a clock that is set back comes by the same times again
+		}
+		if err != nil {
+			return backup.Snapshot{}, err
+		}
+		return v.snapshot(snap, t), nil
+	}
 }
 
-// List implements backup.Volume.
+func (v *Volume) snapshot(s *btrfs.Subvolume, t time.Time) backup.Snapshot {
+	return backup.Snapshot{Name: s.Name, GUID: s.UUID, Time: t, Path: s.Path}
+}
+
+// List implements backup.Volume. It makes nothing: there are no snapshots where there
+// is no directory for them.
 func (v *Volume) List(ctx context.Context) ([]backup.Snapshot, error) {
-	all, err := snapshot.List(v.dir)
-	if err != nil {
+	subs, err := btrfs.List(v.dir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
 		return nil, err
 	}
-	var ours []backup.Snapshot
-	for _, s := range all {
-		source, taken, ok := snapshot.ParseName(s.Name)
-		if ok && source == v.source && s.IsSnapshot() && s.ParentUUID == v.sub.UUID {
-			ours = append(ours, of(s, taken))
+	var all []backup.Snapshot
+	for _, s := range subs {
+		if source, t, ok := btrfs.ParseName(s.Name); ok && source == v.source && s.IsSnapshot() {
+			all = append(all, v.snapshot(s, t))
 		}
 	}
-	return ours, nil
+	return all, nil
 }
 
 // Release implements backup.Volume.
 func (v *Volume) Release(ctx context.Context, s backup.Snapshot) error {
-	return snapshot.Destroy(v.dir, s.Name)
+	return btrfs.Destroy(filepath.Dir(s.Path), s.Name)
 }
 
-// Changes implements backup.Volume.
-func (v *Volume) Changes(ctx context.Context, s, base backup.Snapshot, u *s3history.Update, excluded func(string, bool) bool) (unknown, moved []string, err error) {
-	to, err := snapshot.Open(s.Path)
+// Changes implements backup.Volume: the kernel is asked for a stream without data.
+func (v *Volume) Changes(ctx context.Context, s, base backup.Snapshot, u *s3history.Update,
+	excluded func(string, bool) bool) (unknown, moved []string, err error) {
+	snap, err := openSnapshot(s)
 	if err != nil {
 		return nil, nil, err
 	}
-	from, err := snapshot.Open(base.Path)
+	parent, err := openSnapshot(base)
 	if err != nil {
 		return nil, nil, err
 	}
-	stream, err := snapshot.Send(ctx, to, snapshot.SendOptions{Parent: from, NoData: true})
+	r, err := btrfs.Send(ctx, snap, btrfs.SendOptions{Parent: parent, NoData: true})
 	if err != nil {
 		return nil, nil, err
 	}
-	defer stream.Close()
-	units := sendstream.NewUnits(stream)
+	defer r.Close()
+	units := stream.NewUnits(bufio.NewReaderSize(r, 256<<10))
 	unit, err := units.Next()
 	if err != nil {
 		return nil, nil, err
 	}
-	if !unit.Incremental || unit.ParentUUID != base.GUID || unit.UUID != s.GUID {
-		return nil, nil, fmt.Errorf("send of %s from %s: the stream is of %x from %x", s.Name, base.Name, unit.UUID, unit.ParentUUID)
-	}
-	res, err := unit.Apply(ctx, u, sendstream.Options{NoData: true, Excluded: excluded, Remove: u.RemoveName})
+	res, err := unit.Apply(ctx, u, stream.Options{NoData: true, Excluded: excluded, Remove: u.RemoveName})
 	if err != nil {
-		return nil, nil, fmt.Errorf("send of %s from %s: %w", s.Name, base.Name, err)
+		return nil, nil, err
 	}
-	// The stream must come to its end: what is missing could be anything.
-	if _, err := units.Next(); err != io.EOF {
-		if err == nil {
-			err = fmt.Errorf("a second snapshot follows")
-		}
-		return nil, nil, fmt.Errorf("send of %s from %s: %w", s.Name, base.Name, err)
+	// The kernel says that it has sent everything only at the end of the stream.
+	switch _, err := units.Next(); {
+	case err == nil:
+		return nil, nil, fmt.Errorf("send %s: the kernel sent more than one snapshot", s.Path)
+	case err != io.EOF:
+		return nil, nil, err
 	}
 	return res.Unknown, res.Moved, nil
 }
 
-// Unit makes a unit of a stream ready for backup.Job.Ingest.
-func Unit(u *sendstream.Unit) backup.Unit {
-	unit := backup.Unit{Name: u.Name, GUID: u.UUID,
+// openSnapshot opens the snapshot that s was when it was listed.
+func openSnapshot(s backup.Snapshot) (*btrfs.Subvolume, error) {
+	sub, err := btrfs.Open(s.Path)
+	if err == nil && sub.UUID != s.GUID {
+		err = fmt.Errorf("%s: %w", s.Path, btrfs.ErrReplaced)
+	}
+	return sub, err
+}
+
+// UnitOf makes a unit of a send stream one that can be ingested. moved is told of
+// directories below which excludes may no longer be right.
+func UnitOf(u *stream.Unit, moved func(paths []string)) backup.Unit {
+	b := backup.Unit{Name: u.Name, GUID: u.UUID,
 		Apply: func(ctx context.Context, up *s3history.Update, excluded func(string, bool) bool) ([]string, error) {
-			res, err := u.Apply(ctx, up, sendstream.Options{Excluded: excluded, Remove: up.RemoveName})
+			res, err := u.Apply(ctx, up, stream.Options{Excluded: excluded, Remove: up.RemoveName})
+			if err == nil && len(res.Moved) > 0 {
+				moved(res.Moved)
+			}
 			return res.Unknown, err
 		}}
 	if u.Incremental {
-		parent := u.ParentUUID
-		unit.Parent = &parent
+		b.Parent = &u.ParentUUID
 	}
-	return unit
+	return b
 }
-
-// Path returns where the snapshot of that name is to be read.
-func (v *Volume) Path(name string) string { return filepath.Join(v.dir, name) }

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -299,13 +300,11 @@ func openRepository(files fs.FS, identityFile []byte) (*repository, error) {
 		if k.Version != 1 || len(k.Key) != 32 || string(k.Writer) != path.Base(path.Dir(name)) {
 			return nil, fmt.Errorf("key file %s", name)
 		}
-		if r.id == nil {
-			r.id = k.Repository // secrate.json is lost
+		if len(k.Repository) != 16 {
+			return nil, fmt.Errorf("repository id in %s", name)
 		}
-		if !bytes.Equal(k.Repository, r.id) {
-			return nil, fmt.Errorf("%s is of another repository", name)
-		}
-		r.writer, r.key = string(k.Writer), k.Key
+		// secrate.json says the same, unless it is lost or altered.
+		r.id, r.writer, r.key = k.Repository, string(k.Writer), k.Key
 		return r, nil
 	}
 	return nil, errors.New("no key that the identity opens")
@@ -418,7 +417,6 @@ func (s *source) openRoots() error {
 		root *rootRec
 	}
 	bySeq := map[uint64][]named{}
-	followed := map[string]bool{}
 	for name, obj := range s.objects {
 		label := "secrate root"
 		switch name.kind {
@@ -447,17 +445,25 @@ func (s *source) openRoots() error {
 			s.checkpoints[name.seq] = root
 			continue
 		}
-		followed[hex.EncodeToString(root.Prev)] = true
 		bySeq[name.seq] = append(bySeq[name.seq], named{name.sha, root})
 	}
-	// Step 5: of two roots with one number that which the next one follows, or else
-	// that with the lowest hash.
-	for seq, all := range bySeq {
+	// Step 5: of several roots with one number one is taken, from the newest number back.
+	var next *rootRec
+	numbers := slices.Sorted(maps.Keys(bySeq))
+	for i, seq := range slices.Backward(numbers) {
+		all := bySeq[seq]
 		slices.SortFunc(all, func(a, b named) int { return strings.Compare(a.sha, b.sha) })
-		s.roots[seq] = all[0].root
-		if i := slices.IndexFunc(all, func(n named) bool { return followed[n.sha] }); i >= 0 {
-			s.roots[seq] = all[i].root
+		pick := -1
+		if next != nil {
+			pick = slices.IndexFunc(all, func(n named) bool { return n.sha == hex.EncodeToString(next.Prev) })
 		}
+		if pick < 0 && i > 0 {
+			pick = slices.IndexFunc(all, func(n named) bool {
+				return slices.ContainsFunc(bySeq[numbers[i-1]], func(p named) bool { return p.sha == hex.EncodeToString(n.root.Prev) })
+			})
+		}
+		next = all[max(pick, 0)].root
+		s.roots[seq] = next
 		s.forks += len(all) - 1
 	}
 	return nil

@@ -14,7 +14,9 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -363,6 +365,10 @@ func testDamage(t *testing.T, w *world, repository, identity string) {
 		}
 		delete(want, 1)
 		check(t, "the decoder, source "+ident, want, decodeAll(t, c, identity, large))
+		states, problems := oursWith(t, c, []byte(identity), large)
+		if check(t, "our reader, source "+ident, want, states); len(problems) == 0 {
+			t.Error("our reader says nothing of what is missing")
+		}
 		// Of the other one: its last snapshot is full, and what told of the packs it
 		// has from #1 is lost.
 		want = map[uint64]string{5: w.states["home"][5]}
@@ -370,6 +376,10 @@ func testDamage(t *testing.T, w *world, repository, identity string) {
 			want[seq] = "a gap"
 		}
 		check(t, "the decoder, other source", want, decodeAll(t, c, identity, "home"))
+		states, problems = oursWith(t, c, []byte(identity), "home")
+		if check(t, "our reader, other source", map[uint64]string{5: want[5]}, map[uint64]string{5: states[5]}); len(problems) == 0 {
+			t.Error("our reader says nothing of what is missing")
+		}
 	})
 }
 
@@ -397,16 +407,19 @@ func TestFork(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	must(os.CopyFS(state, os.DirFS(w.state)))
 	before := copyTree(t, repository)
+	kept := maps.Clone(w.files["s"])
 	w.open()
 	w.snap("s", func() { w.create("/b", file, []byte("in the branch that ends")) })
+	w.snap("s", func() { w.unlink("/a") })
 	must(w.cat.Close())
 	s := get(dir.Open(before))
 	defer s.Close()
 	w.state, w.store = state, s
-	delete(w.files["s"], "/b")
+	w.files["s"] = kept
 	w.open()
 	w.snap("s", func() { w.create("/c", file, []byte("in the branch that goes on")) })
 	w.snap("s", func() { w.create("/d", file, nil) })
+	w.snap("s", func() { w.unlink("/c") })
 	// And then shows both.
 	must(filepath.WalkDir(before, func(p string, d fs.DirEntry, err error) error {
 		to := filepath.Join(repository, strings.TrimPrefix(p, before))
@@ -423,8 +436,86 @@ func TestFork(t *testing.T) {
 		return os.WriteFile(to, b, 0o600)
 	}))
 	check(t, "the decoder", w.states["s"], decodeAll(t, repository, identity, "s"))
-	if n := sourceOf(t, repository, identity, "s").forks; n != 1 {
+	if n := sourceOf(t, repository, identity, "s").forks; n != 2 {
 		t.Errorf("%d forks", n)
+	}
+	states, problems := oursWith(t, repository, []byte(identity), "s")
+	check(t, "our reader", w.states["s"], states)
+	if len(problems) != 2 {
+		t.Errorf("our reader says %v", problems)
+	}
+}
+
+// TestSwap puts objects where others belong, under names that fit their bytes, as only
+// storage can: neither reader takes them.
+func TestSwap(t *testing.T) {
+	repository := t.TempDir()
+	w, identity := newWorld(t, repository)
+	for _, change := range w.small()[:2] {
+		w.snap("home", change)
+	}
+	w.snap("other", w.small()[0])
+	home, other := sourceOf(t, repository, identity, "home").ident, sourceOf(t, repository, identity, "other").ident
+	for _, tt := range []struct{ name, from, to string }{
+		{"another number", home + "/0000000002-", home + "/0000000003-"},
+		{"another source", home + "/0000000002-", other + "/0000000002-"},
+		{"another kind", home + "/0000000002-", home + "/0000000002c-"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := copyTree(t, repository)
+			for _, meta := range []string{"meta/", "meta2/"} {
+				dir := filepath.Join(c, meta+w.who.ID)
+				name := get(filepath.Glob(filepath.Join(dir, tt.from+"*")))[0]
+				must(os.WriteFile(filepath.Join(dir, tt.to+strings.TrimPrefix(name, filepath.Join(dir, tt.from))), get(os.ReadFile(name)), 0o600))
+			}
+			r := get(openRepository(os.DirFS(c), []byte(identity)))
+			if _, err := r.sources(); err == nil {
+				t.Error("the decoder took it")
+			}
+			for _, source := range []string{"home", "other"} {
+				states, problems := oursWith(t, c, []byte(identity), source)
+				check(t, "our reader", w.states[source], states)
+				if len(problems) == 0 && !strings.HasSuffix(tt.to, "c-") { // a checkpoint is not looked at here
+					t.Error("our reader says nothing")
+				}
+			}
+		})
+	}
+}
+
+// TestWriteOnly: what a writer keeps opens no pack, and has nothing of what is in one.
+func TestWriteOnly(t *testing.T) {
+	repository := t.TempDir()
+	w, identity := newWorld(t, repository)
+	for _, change := range w.small() {
+		w.snap("home", change)
+	}
+	var secrets [][]byte
+	r := get(openRepository(os.DirFS(repository), []byte(identity)))
+	for _, name := range get(fs.Glob(r.files, "packs/*/*")) {
+		p := get(r.openPack(packRec{SHA: get(hex.DecodeString(filepath.Base(name)))}))
+		blob := get(p.blob(r.id, 0))
+		secrets = append(secrets, p.key, blob[:min(len(blob), 16)])
+	}
+	if len(secrets) < 6 {
+		t.Fatalf("%d secrets", len(secrets))
+	}
+	files := 0
+	must(filepath.WalkDir(w.state, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		files++
+		b := get(os.ReadFile(p))
+		for _, s := range secrets {
+			if bytes.Contains(b, s) {
+				t.Errorf("%s has a pack's key, or what is in it", p)
+			}
+		}
+		return nil
+	}))
+	if files == 0 {
+		t.Error("no state")
 	}
 }
 
@@ -504,6 +595,44 @@ func TestGoldenValues(t *testing.T) {
 		if !strings.Contains(doc, v) {
 			t.Errorf("docs/format.md does not have:\n%s", v)
 		}
+	}
+}
+
+// TestByHand runs the program that docs/recovery.md puts together, on the golden
+// repository, with the tools it names.
+func TestByHand(t *testing.T) {
+	for _, tool := range []string{"age", "zstd", "python3"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skip(err)
+		}
+	}
+	if err := exec.Command("python3", "-c", "import cbor2, cryptography").Run(); err != nil {
+		t.Skip("python3-cbor2 and python3-cryptography are not installed")
+	}
+	var program strings.Builder
+	for i, block := range strings.Split(string(get(os.ReadFile("../../docs/recovery.md"))), "\n```") {
+		if code, ok := strings.CutPrefix(block, "python\n"); ok && i%2 == 1 {
+			program.WriteString(code + "\n")
+		}
+	}
+	golden := copyTree(t, "testdata/golden-v1")
+	run := func(name string, args ...string) string {
+		cmd := exec.Command(name, args...)
+		cmd.Dir = filepath.Join(golden, "repository")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+		}
+		return string(out)
+	}
+	run("age", "-d", "-i", "../identity.txt", "-o", "key.cbor", filepath.Join("keys", "4370fdc8ba1619be", "1"))
+	must(os.WriteFile(filepath.Join(golden, "repository", "program.py"), []byte(program.String()), 0o600))
+	size, sum, _ := strings.Cut(strings.TrimSpace(run("python3", "program.py")), " ")
+	expected := string(get(os.ReadFile(filepath.Join(golden, "expected.txt"))))
+	_, third, _ := strings.Cut(expected, "# snapshot 3\n")
+	third, _, _ = strings.Cut(third, "# snapshot 4\n")
+	if want := fmt.Sprintf("content=%s bytes, sha256 %s", size, sum); sum == "" || !strings.Contains(third, want) {
+		t.Errorf("docs/recovery.md gives %q, which no file of the third snapshot is", want)
 	}
 }
 

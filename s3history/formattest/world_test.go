@@ -352,8 +352,18 @@ func recOf(a *filetree.Attr) attrRec {
 	return r
 }
 
-// ours reads a snapshot with the product, from the store alone.
+// ours reads every snapshot with the product, from the store alone. A history with
+// problems is an error.
 func ours(t testing.TB, repository string, identityFile []byte, source string) map[uint64]string {
+	t.Helper()
+	states, problems := oursWith(t, repository, identityFile, source)
+	for _, p := range problems {
+		t.Errorf("our reader: %v", p)
+	}
+	return states
+}
+
+func oursWith(t testing.TB, repository string, identityFile []byte, source string) (states map[uint64]string, problems []error) {
 	t.Helper()
 	s := get(dir.Open(repository))
 	defer s.Close()
@@ -372,10 +382,7 @@ func ours(t testing.TB, repository string, identityFile []byte, source string) m
 			out[snap.Seq] = listing(oursAt(t, db.At(src.ID, snap.Seq), c))
 		}
 	}
-	for _, p := range x.Problems {
-		t.Errorf("our reader: %v", p)
-	}
-	return out
+	return out, x.Problems
 }
 
 func oursAt(t testing.TB, v catalog.View, c *s3history.Content) []item {

@@ -1,14 +1,18 @@
-// Command benchdata makes the trees that scripts/bench.sh measures with, and changes
-// them. The same arguments give the same bytes.
+// Command benchdata makes the trees that scripts/bench.sh and scripts/demo.sh work
+// with, and changes them. The same arguments give the same bytes.
 //
-//	benchdata small DIR N      N small text files, a hundred in a directory
-//	benchdata edit DIR N       adds a line to N of the text files, spread over the tree
-//	benchdata image FILE MIB   an image of incompressible and compressible stretches
-//	benchdata byte FILE        changes one byte of it
-//	benchdata scatter FILE N   N writes of 64 random bytes, spread over it
-//	benchdata insert DIR N     inserts a line into N files, rewritten in place
-//	benchdata save DIR N       inserts a line into N files, written anew and renamed over
-//	benchdata rename DIR N     renames N files
+//	benchdata small DIR N             N small text files, a hundred in a directory
+//	benchdata edit DIR N [ROUND]      adds a line to N of the text files, spread over the tree
+//	benchdata insert DIR N [ROUND]    inserts a line into N files, rewritten in place
+//	benchdata save DIR N [ROUND]      inserts a line into N files, written anew and renamed over
+//	benchdata rename DIR N [ROUND]    renames N files
+//	benchdata image FILE MIB          an image of incompressible and compressible stretches
+//	benchdata byte FILE               changes one byte of it
+//	benchdata scatter FILE N          N writes of 64 random bytes, spread over it
+//	benchdata count URL FILE          stands before the S3 server at URL, prints its own
+//	                                  address, and notes each request in FILE
+//
+// Another ROUND means other files and other bytes.
 package main
 
 import (
@@ -17,6 +21,10 @@ import (
 	"io/fs"
 	"log"
 	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,21 +36,28 @@ func main() {
 	if len(os.Args) < 3 {
 		log.Fatal("benchdata: see its source for how it is called")
 	}
-	n := 0
-	if len(os.Args) > 3 {
+	what, path := os.Args[1], os.Args[2]
+	if what == "count" {
+		if len(os.Args) != 4 {
+			log.Fatal("benchdata: count URL FILE")
+		}
+		log.Fatal("benchdata: ", count(path, os.Args[3]))
+	}
+	var numbers [2]int // N and ROUND
+	for i, arg := range os.Args[3:min(len(os.Args), 5)] {
 		var err error
-		if n, err = strconv.Atoi(os.Args[3]); err != nil {
-			log.Fatal(err)
+		if numbers[i], err = strconv.Atoi(arg); err != nil {
+			log.Fatal("benchdata: ", err)
 		}
 	}
-	what, path := os.Args[1], os.Args[2]
-	r := rand.New(rand.NewPCG(uint64(len(what)), uint64(n)))
+	n, round := numbers[0], numbers[1]
+	r := rand.New(rand.NewPCG(uint64(len(what)+1000*round), uint64(n)))
 	var err error
 	switch what {
 	case "small":
 		err = small(r, path, n)
 	case "edit":
-		err = each(r, path, n, func(name string, b []byte) error { return os.WriteFile(name, append(b, text(r, 60)...), 0o644) })
+		err = each(path, n, round, func(name string, b []byte) error { return os.WriteFile(name, append(b, text(r, 60)...), 0o644) })
 	case "image":
 		err = image(r, path, n)
 	case "byte":
@@ -50,16 +65,16 @@ func main() {
 	case "scatter":
 		err = scatter(r, path, n, 64)
 	case "insert":
-		err = each(r, path, n, func(name string, b []byte) error { return os.WriteFile(name, inserted(r, b), 0o644) })
+		err = each(path, n, round, func(name string, b []byte) error { return os.WriteFile(name, inserted(r, b), 0o644) })
 	case "save":
-		err = each(r, path, n, func(name string, b []byte) error {
+		err = each(path, n, round, func(name string, b []byte) error {
 			if err := os.WriteFile(name+"~", inserted(r, b), 0o644); err != nil {
 				return err
 			}
 			return os.Rename(name+"~", name)
 		})
 	case "rename":
-		err = each(r, path, n, func(name string, _ []byte) error { return os.Rename(name, name+".moved") })
+		err = each(path, n, round, func(name string, _ []byte) error { return os.Rename(name, name+".moved") })
 	default:
 		err = fmt.Errorf("unknown: %s", what)
 	}
@@ -118,8 +133,9 @@ func small(r *rand.Rand, dir string, n int) error {
 	return nil
 }
 
-// each calls change for n of the regular files below dir, spread evenly.
-func each(r *rand.Rand, dir string, n int, change func(name string, content []byte) error) error {
+// each calls change for n of the regular files below dir, spread evenly. Every round
+// takes the next ones.
+func each(dir string, n, round int, change func(name string, content []byte) error) error {
 	var names []string
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err == nil && d.Name() == ".secrate" {
@@ -137,7 +153,7 @@ func each(r *rand.Rand, dir string, n int, change func(name string, content []by
 	}
 	slices.Sort(names)
 	for i := range min(n, len(names)) {
-		name := names[i*len(names)/n]
+		name := names[(i*len(names)/n+round)%len(names)]
 		b, err := os.ReadFile(name)
 		if err == nil {
 			err = change(name, b)
@@ -202,4 +218,31 @@ func scatter(r *rand.Rand, name string, n, size int) error {
 		}
 	}
 	return f.Sync()
+}
+
+// count forwards requests to the S3 server at endpoint for as long as it lives, and
+// writes method and path of each as a line to the file name.
+func count(endpoint, name string) error {
+	target, err := url.Parse(endpoint)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("http://%s\n", l.Addr())
+	forward := &httputil.ReverseProxy{
+		// The signature covers the Host header: it stays what the client sent.
+		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host },
+	}
+	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(f, r.Method, r.URL.Path) // one write, so lines stay whole
+		forward.ServeHTTP(w, r)
+	}))
 }

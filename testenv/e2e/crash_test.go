@@ -9,7 +9,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -58,9 +57,7 @@ type scenario struct {
 	// command returns the command's arguments.
 	command func(s *sweep, n int) []string
 	// idle is set where the command commits nothing.
-	idle bool
-	// big is how many bytes of new content a run may upload at most when it is not
-	// killed; 0 means that the sweep finds out.
+	idle   bool
 	source func(n int) string // "vol" if nil
 }
 
@@ -138,23 +135,10 @@ var scenarios = []scenario{
 			if n == 1 {
 				s.sub = newSubvolume(s.t, filepath.Join(s.dir, "fed"))
 				s.m.must("source", "add", "fed", "--mode", "stream")
+				s.send(0)
+				s.m.ingest(s.stream, "fed")
 			}
-			s.grow(n)
-			snap := filepath.Join(s.dir, fmt.Sprintf("sent%d", n))
-			btrfs(s.t, "subvolume", "snapshot", "-r", s.sub, snap)
-			s.want[filepath.Base(snap)] = scan(s.t, snap)
-			args := []string{"send", "-q", "--proto", "2", snap}
-			if s.sent != "" {
-				args = append(args, "-p", s.sent)
-			}
-			s.sent = snap
-			var stderr bytes.Buffer
-			send := exec.CommandContext(s.t.Context(), "btrfs", args...)
-			send.Stderr = &stderr
-			var err error
-			if s.stream, err = send.Output(); err != nil {
-				s.t.Fatalf("btrfs send: %v: %s", err, &stderr)
-			}
+			s.send(n)
 		},
 		command: func(s *sweep, n int) []string { return []string{"ingest", "fed", "--json"} },
 		source:  func(int) string { return "fed" },
@@ -211,6 +195,21 @@ func (s *sweep) start() {
 	s.m.must("source", "add", "vol", s.sub)
 	s.m.must("snap", "vol")
 	s.note()
+}
+
+// send changes the tree for the nth time and makes a stream of that.
+func (s *sweep) send(n int) {
+	s.t.Helper()
+	s.grow(n)
+	snap := filepath.Join(s.dir, fmt.Sprintf("sent%d", n))
+	btrfs(s.t, "subvolume", "snapshot", "-r", s.sub, snap)
+	s.want[filepath.Base(snap)] = scan(s.t, snap)
+	args := []string{"--proto", "2", snap}
+	if s.sent != "" {
+		args = append(args, "-p", s.sent)
+	}
+	s.sent = snap
+	s.stream = sendStream(s.t, args...)
 }
 
 // newBytes is about what a change by grow has of content that cannot be compressed and
@@ -384,7 +383,7 @@ func (s *sweep) run(c scenario, stride int) {
 	for i, cost := range costs {
 		// A part of a patch may come twice.
 		if n := 1 + i*stride; cost[0]+cost[1] > clean+16<<10 {
-			s.t.Errorf("killed at %d: %d bytes of data were uploaded, then %d; without being killed it is %d", n, cost[0], cost[1], clean)
+			s.t.Errorf("killed at %d: %d bytes of data were uploaded, then %d; of a run that is not killed it is %d", n, cost[0], cost[1], clean)
 		}
 	}
 	s.all(source, round)
@@ -443,7 +442,11 @@ func (s *sweep) check(source string, run outcome, at string) {
 			}
 		}
 	}
-	if v := s.o.run(append([]string{"verify"}, s.o.bareFlags()...)...); v.status != 0 && len(all) > 0 {
+	// Between the two copies of a manifest object there is one: nothing is lost. The next
+	// run puts the other.
+	v := s.o.run("SECRATE_IDENTITY="+s.o.identity, "verify", "--repo", s.o.repo, "--json")
+	copies := v.status == 1 && run.status == -1 && strings.Contains(v.stdout, `"lost":0,"copies":1,"problems":0`)
+	if v.status != 0 && !copies && len(all) > 0 {
 		s.t.Errorf("%s: %v", at, v)
 	}
 }
@@ -477,9 +480,7 @@ func (s *sweep) locals(c scenario, at string) {
 		s.t.Fatal(err)
 	}
 	for _, name := range left {
-		if base := filepath.Base(name); !strings.HasPrefix(base, "pack-") {
-			s.t.Errorf("%s: the journal still has %s", at, base)
-		}
+		s.t.Errorf("%s: the journal still has %s", at, filepath.Base(name))
 	}
 	left, err = filepath.Glob(filepath.Join(s.m.state(), "*.new*"))
 	if err != nil || len(left) > 0 && c.name == "catalog rebuild" {
@@ -514,11 +515,4 @@ func (s *sweep) all(source func(int) string, rounds int) {
 	s.m.must("verify", "--read-data", "--identity", s.m.identity)
 	s.m.must("catalog", "rebuild")
 	s.m.must("verify")
-	if s.server == nil {
-		for key := range s.objects() {
-			if strings.HasPrefix(key, "~") {
-				s.t.Logf("left behind: %s", key)
-			}
-		}
-	}
 }

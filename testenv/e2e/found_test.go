@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/secrate/secrate/testenv/loopfs"
-	"github.com/secrate/secrate/testenv/manifest"
 )
 
 // TestFound are cases that once failed, reduced: what is in the tree at a first
@@ -86,6 +85,15 @@ func TestFound(t *testing.T) {
 				return errors.Join(os.Rename(dir+"/f.tmp", dir+"/f"), os.Rename(dir+"/g.tmp", dir+"/g"))
 			},
 		},
+		{
+			name:    "a directory with a second name of a file is no longer excluded",
+			exclude: []string{"*.tmp"},
+			before: func(dir string) error {
+				return errors.Join(os.WriteFile(dir+"/f", data, 0o644), os.Mkdir(dir+"/d.tmp", 0o755), os.Link(dir+"/f", dir+"/d.tmp/f"),
+					os.WriteFile(dir+"/d.tmp/g", data, 0o644), os.Link(dir+"/d.tmp/g", dir+"/d.tmp/h"))
+			},
+			change: func(dir string) error { return os.Rename(dir+"/d.tmp", dir+"/d") },
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			sub := newSubvolume(t, filepath.Join(loopfs.New(t, loopfs.Btrfs, loopfs.Options{}).Dir, "sub"))
@@ -117,5 +125,3 @@ func TestFound(t *testing.T) {
 		})
 	}
 }
-
-var _ = manifest.Diff

@@ -329,3 +329,26 @@ func local(t testing.TB, sub string) []string {
 	}
 	return names
 }
+
+// sendStream returns what btrfs send writes.
+func sendStream(t testing.TB, args ...string) []byte {
+	t.Helper()
+	var stderr bytes.Buffer
+	c := exec.CommandContext(t.Context(), "btrfs", append([]string{"send", "-q"}, args...)...)
+	c.Stderr = &stderr
+	out, err := c.Output()
+	if err != nil {
+		t.Fatalf("btrfs send: %v: %s", err, &stderr)
+	}
+	return out
+}
+
+// ingest feeds a stream to a source.
+func (m *machine) ingest(stream []byte, source string) outcome {
+	m.t.Helper()
+	o := m.feed(bytes.NewReader(stream), "ingest", source, "--json")
+	if o.status != 0 {
+		m.t.Fatal(o)
+	}
+	return o
+}

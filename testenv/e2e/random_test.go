@@ -1,12 +1,10 @@
 package e2e
 
 import (
-	"bytes"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,7 +27,7 @@ var (
 )
 
 // foundSeeds once failed.
-var foundSeeds = []uint64{}
+var foundSeeds = []uint64{1795384229631693219, 1795384229631694477}
 
 // TestRandom changes a tree at random, takes a snapshot every few changes, and
 // compares every snapshot with what comes back of it: by the writer, by a machine
@@ -221,27 +219,11 @@ func (r *randomRun) ingest(n int) {
 	r.t.Helper()
 	snap := filepath.Join(filepath.Dir(r.sub), fmt.Sprintf("%d-sent-%d", r.seed, n))
 	btrfs(r.t, "subvolume", "snapshot", "-r", r.sub, snap)
-	args := append([]string{"send", "-q"}, r.send...)
+	args := append(slices.Clone(r.send), snap)
 	if r.last != "" && n%4 != 3 { // and a full one now and then
 		args = append(args, "-p", r.last)
 	}
-	var stderr bytes.Buffer
-	send := exec.CommandContext(r.t.Context(), "btrfs", append(args, snap)...)
-	send.Stderr = &stderr
-	out, err := send.StdoutPipe()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if err := send.Start(); err != nil {
-		r.t.Fatal(err)
-	}
-	o := r.m.feed(out, "ingest", "fed", "--json")
-	if err := send.Wait(); err != nil {
-		r.t.Fatalf("btrfs send: %v: %s", err, &stderr)
-	}
-	if o.status != 0 {
-		r.t.Fatal(o)
-	}
+	o := r.m.ingest(sendStream(r.t, args...), "fed")
 	if len(o.committed(r.t)) > 0 {
 		r.plain = append(r.plain, scan(r.t, snap))
 	}
