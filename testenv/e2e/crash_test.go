@@ -22,7 +22,7 @@ import (
 	"github.com/secrate/secrate/testenv/s3test"
 )
 
-var strideFlag = flag.Int("stride", 0, "how many points the crash sweeps pass over; 0 means none in a directory and some on S3")
+var strideFlag = flag.Int("stride", 0, "the crash sweeps kill at every nth point; 0 means at all in a directory, but for what comes twice, and at some on S3")
 
 // TestCrash kills the command at each of its crash points in turn, in each of several
 // situations, in a history that grows all the while. What a killed run leaves must be
@@ -39,8 +39,11 @@ func TestCrash(t *testing.T) {
 			for _, c := range scenarios {
 				t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 					stride := max(1, *strideFlag)
-					if on == "S3" && *strideFlag == 0 {
-						stride = 5
+					if *strideFlag == 0 {
+						stride = max(1, c.stride)
+						if on == "S3" {
+							stride = 6
+						}
 					}
 					newSweep(t, server).run(c, stride)
 				})
@@ -58,6 +61,7 @@ type scenario struct {
 	command func(s *sweep, n int) []string
 	// idle is set where the command commits nothing.
 	idle   bool
+	stride int                // of a run in a directory, unless -stride says another
 	source func(n int) string // "vol" if nil
 }
 
@@ -104,7 +108,8 @@ var scenarios = []scenario{
 		idle:    true,
 	},
 	{
-		name: "upload of two",
+		name:   "upload of two",
+		stride: 3, // it is "next snapshot" twice
 		prepare: func(s *sweep, n int) {
 			if n == 1 {
 				s.start()
