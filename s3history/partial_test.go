@@ -64,7 +64,6 @@ func TestPartial(t *testing.T) {
 	// What there is can be read.
 	f.checkRebuild()
 
-	w = f.writer()
 	before := packBytes(f.mem)
 	f.options.PartialAfter = -1
 	w = f.writer()
@@ -99,7 +98,6 @@ func TestUnchanged(t *testing.T) {
 	f := newFixture(t)
 	f.options.PartialAfter = time.Nanosecond
 	w := f.writer()
-	source := must(w.Source("s"))
 	// The first snapshot of an empty tree is one.
 	if s, err := f.commit(w, 1, func(*Update) {}); err != nil || s.Seq != 1 || s.Partial {
 		t.Fatalf("%+v, %v", s, err)
@@ -146,7 +144,7 @@ func TestUnchanged(t *testing.T) {
 	unchanged("reverted to what is", func(u *Update) { must(0, u.Revert(2)) })
 
 	// All was said in a partial snapshot: what remains is to say so.
-	source = must(w.Source("t"))
+	source := must(w.Source("t"))
 	u := must(w.Begin(t.Context(), source, SnapshotInfo{}))
 	must(0, walkInto(u, 1, -1))
 	u.Abort()

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -37,12 +38,15 @@ func TestCrash(t *testing.T) {
 				server = s3test.Start(t, s3test.VersityGW)
 			}
 			for _, c := range scenarios {
+				if on == "S3" && *strideFlag == 0 && !c.s3 {
+					continue
+				}
 				t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 					stride := max(1, *strideFlag)
 					if *strideFlag == 0 {
 						stride = max(1, c.stride)
 						if on == "S3" {
-							stride = 6
+							stride = 5
 						}
 					}
 					newSweep(t, server).run(c, stride)
@@ -61,13 +65,15 @@ type scenario struct {
 	command func(s *sweep, n int) []string
 	// idle is set where the command commits nothing.
 	idle   bool
+	s3     bool               // on S3 too, when no -stride is given
 	stride int                // of a run in a directory, unless -stride says another
 	source func(n int) string // "vol" if nil
 }
 
 var scenarios = []scenario{
 	{
-		name: "first snapshot",
+		name:   "first snapshot",
+		stride: 3,
 		prepare: func(s *sweep, n int) {
 			s.sub = newSubvolume(s.t, filepath.Join(s.dir, fmt.Sprintf("first%d", n)))
 			s.grow(n)
@@ -78,6 +84,7 @@ var scenarios = []scenario{
 	},
 	{
 		name: "next snapshot",
+		s3:   true,
 		prepare: func(s *sweep, n int) {
 			if n == 1 {
 				s.start()
@@ -109,7 +116,7 @@ var scenarios = []scenario{
 	},
 	{
 		name:   "upload of two",
-		stride: 3, // it is "next snapshot" twice
+		stride: 4, // it is "next snapshot" twice
 		prepare: func(s *sweep, n int) {
 			if n == 1 {
 				s.start()
@@ -122,7 +129,8 @@ var scenarios = []scenario{
 		command: func(s *sweep, n int) []string { return []string{"upload", "vol", "--json"} },
 	},
 	{
-		name: "base gone",
+		name:   "base gone",
+		stride: 4,
 		prepare: func(s *sweep, n int) {
 			if n == 1 {
 				s.start()
@@ -135,7 +143,9 @@ var scenarios = []scenario{
 		command: func(s *sweep, n int) []string { return []string{"snap", "vol", "--json"} },
 	},
 	{
-		name: "ingest",
+		name:   "ingest",
+		s3:     true,
+		stride: 2,
 		prepare: func(s *sweep, n int) {
 			if n == 1 {
 				s.sub = newSubvolume(s.t, filepath.Join(s.dir, "fed"))
@@ -147,6 +157,36 @@ var scenarios = []scenario{
 		},
 		command: func(s *sweep, n int) []string { return []string{"ingest", "fed", "--json"} },
 		source:  func(int) string { return "fed" },
+	},
+	{
+		name:   "several packs",
+		stride: 6,
+		prepare: func(s *sweep, n int) {
+			s.sub = newSubvolume(s.t, filepath.Join(s.dir, fmt.Sprintf("several%d", n)))
+			s.grow(n)
+			for i := range 4 {
+				s.write(fmt.Sprint("large", i), 9<<20)
+			}
+			s.m.must("source", "add", fmt.Sprintf("several%d", n), s.sub)
+		},
+		command: func(s *sweep, n int) []string { return []string{"snap", fmt.Sprintf("several%d", n), "--json"} },
+		source:  func(n int) string { return fmt.Sprintf("several%d", n) },
+	},
+	{
+		// What is written is more than fits into a root, and so much since the last
+		// checkpoint that one is due each time.
+		name:   "segments and a checkpoint",
+		stride: 4,
+		prepare: func(s *sweep, n int) {
+			if n == 1 {
+				s.start()
+			}
+			s.names(2700)
+			s.m.must("snap", "vol")
+			s.note()
+			s.names(1500)
+		},
+		command: func(s *sweep, n int) []string { return []string{"snap", "vol", "--json"} },
 	},
 	{
 		name: "catalog rebuild",
@@ -265,6 +305,38 @@ func (s *sweep) grow(n int) {
 		do(os.Remove(all[s.rng.IntN(len(all))]))
 	}
 	if err := errors.Join(errs...); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// write makes a file of n bytes that are nowhere else.
+func (s *sweep) write(name string, n int) {
+	s.t.Helper()
+	b := make([]byte, n)
+	for i := 0; i+8 <= n; i += 8 {
+		binary.LittleEndian.PutUint64(b[i:], s.rng.Uint64())
+	}
+	if err := os.WriteFile(filepath.Join(s.sub, name), b, 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// names puts n files with long names in the place of those it made before.
+func (s *sweep) names(n int) {
+	s.t.Helper()
+	dir := filepath.Join(s.sub, "names")
+	err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o755))
+	name := make([]byte, 240)
+	for range n {
+		for i := range name {
+			name[i] = byte(1 + s.rng.IntN(255))
+			if name[i] == '/' {
+				name[i] = 'x'
+			}
+		}
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, string(name)), nil, 0o644))
+	}
+	if err != nil {
 		s.t.Fatal(err)
 	}
 }
