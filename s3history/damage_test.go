@@ -815,6 +815,32 @@ func TestManyPacks(t *testing.T) {
 	}
 }
 
+// TestManyRecipients expects that nothing is committed that no reader would take.
+func TestManyRecipients(t *testing.T) {
+	f := newFixture(t)
+	var recs []string
+	for range 45 {
+		_, rec, err := seal.GenerateIdentity(false)
+		must(0, err)
+		recs = append(recs, rec)
+	}
+	for _, n := range []int{20, 45} {
+		f.recipients = must(seal.ParseRecipients(recs[:n], seal.Options{}))
+		_, err := f.commit(f.writer(), int64(n), func(u *Update) {
+			file := must(u.Create(filetree.RootNode, fmt.Sprint(n), fileAttr))
+			must(0, u.Write(file, 0, noise(n, 1000)))
+		})
+		if (err == nil) != (n == 20) {
+			t.Errorf("%d recipients: %v", n, err)
+		}
+	}
+	x := must(ReadIndex(t.Context(), f.mem, f.identity))
+	must(x.LoadAll(t.Context(), tempCatalog(t), &x.Sources[0], nil))
+	if len(x.Problems) > 0 {
+		t.Error(x.Problems)
+	}
+}
+
 // TestContentErrors expects an error, not a panic, of parts that cannot be.
 func TestContentErrors(t *testing.T) {
 	f, _ := damaged(t)

@@ -385,7 +385,7 @@ func applyData(db *catalog.DB, v catalog.View, t packTable, n filetree.NodeID, d
 		}
 		off += q.Length
 	}
-	if len(d.CID) == 16 && off-start <= catalog.MaxPart {
+	if db.KeepsContent() && len(d.CID) == 16 && off-start <= catalog.MaxPart {
 		parts, err := v.Parts(n, start, off)
 		if err != nil {
 			return err

@@ -111,6 +111,17 @@ func (u *Update) View() catalog.View { return u.v }
 // Before returns the state of the snapshot before, which does not change.
 func (u *Update) Before() catalog.View { return u.w.cat.At(u.source.ID, u.head.Seq) }
 
+// Note returns what SetNote of an earlier update of the source has kept under a name, or
+// nil. It is kept in the catalog alone, and gone when that is rebuilt.
+func (u *Update) Note(name string) ([]byte, error) {
+	return u.w.cat.Meta(fmt.Sprintf("note-%d-%s", u.source.ID, name))
+}
+
+// SetNote keeps something for later updates of the source, if this one is committed.
+func (u *Update) SetNote(name string, v []byte) error {
+	return u.w.cat.SetMeta(fmt.Sprintf("note-%d-%s", u.source.ID, name), v)
+}
+
 // Head returns the snapshot before; its Seq is 0 for the first.
 func (u *Update) Head() Snapshot { return u.head }
 

@@ -5,7 +5,7 @@
 #
 #   FILES=100000   how many small files the first tree has
 #   ROUNDS=3       how often the short steps are repeated; the median counts
-#   QUICK=1        small sizes, to see in a minute or two that all of it works
+#   QUICK=1        small sizes, to see in some minutes that all of it works
 #   ONLY="a b c"   which parts: small files, a large image, a tree of programs
 #   TOOLS="secrate restic borg"
 #

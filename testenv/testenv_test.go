@@ -13,7 +13,7 @@ func TestNeed(t *testing.T) {
 	t.Setenv("SECRATE_SKIPS", skips)
 	t.Setenv("SECRATE_NO_SKIP", "")
 	there := Requirement{"air", func() error { return nil }}
-	gone := Requirement{"water", func() error { return errors.New("dried up") }}
+	gone := Requirement{"SECRATE_WATER", func() error { return errors.New("dried up") }}
 	ran := 0
 	t.Run("there", func(t *testing.T) { Need(t, there); ran++ })
 	t.Run("gone", func(t *testing.T) { Need(t, there, gone); ran += 10 })
@@ -26,7 +26,7 @@ func TestNeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.Split(string(b), "\n")
-	if len(lines) != 3 || lines[0] != "github.com/secrate/secrate/testenv TestNeed/gone water (dried up)" || !strings.Contains(lines[1], "no-such-tool-at-all") {
+	if len(lines) != 3 || lines[0] != "github.com/secrate/secrate/testenv TestNeed/gone SECRATE_WATER (dried up)" || !strings.Contains(lines[1], "no-such-tool-at-all") {
 		t.Errorf("recorded %q", lines)
 	}
 	if err := Missing(there, Kernel("no-such-fs")); err == nil || !strings.Contains(err.Error(), "no-such-fs") {

@@ -137,7 +137,7 @@ func (h *history) openBare(ctx context.Context, f readFlags) (err error) {
 	if h.temp, err = os.MkdirTemp("", "secrate-"); err != nil { // mode 0700
 		return err
 	}
-	h.db, err = catalog.Open(filepath.Join(h.temp, catalogFile), catalog.Options{Temporary: true})
+	h.db, err = catalog.Open(filepath.Join(h.temp, catalogFile), catalog.Options{Temporary: true, NoContent: true})
 	return err
 }
 

@@ -270,10 +270,18 @@ func (j *Job) upload(ctx context.Context, v Volume, s Snapshot, all []Snapshot, 
 	return true, nil
 }
 
-// read chooses between the increment from the base and a walk.
+// read brings what is in the snapshot into the update.
 func (j *Job) read(ctx context.Context, v Volume, u *s3history.Update, s Snapshot, all []Snapshot, head s3history.Snapshot,
 	tree *localfs.Tree, res *Result) error {
 	r := j.newReader(ctx, u, tree, res)
+	if err := j.bring(ctx, v, u, s, all, head, r); err != nil {
+		return err
+	}
+	return r.saveOutside()
+}
+
+// bring chooses between the increment from the base and a walk.
+func (j *Job) bring(ctx context.Context, v Volume, u *s3history.Update, s Snapshot, all []Snapshot, head s3history.Snapshot, r *reader) error {
 	i := slices.IndexFunc(all, func(b Snapshot) bool { return b.GUID == head.Info.GUID })
 	switch {
 	case head.Seq == 0:
@@ -287,6 +295,12 @@ func (j *Job) read(ctx context.Context, v Volume, u *s3history.Update, s Snapsho
 		return r.walk()
 	case !slices.Equal(head.Info.Exclude, j.o.Exclude):
 		j.o.Observer.Warn(j.o.Source, "what is excluded has changed: reading everything, and uploading only what is not known yet")
+		return r.walk()
+	}
+	if _, known, err := r.loadOutside(); err != nil {
+		return err
+	} else if !known {
+		j.o.Observer.Warn(j.o.Source, "looking at every file once, for those that have excluded names, too")
 		return r.walk()
 	}
 	base, err := localfs.Open(all[i].Path)

@@ -27,6 +27,7 @@ type reader struct {
 	res  *Result
 
 	links  map[uint64]filetree.NodeID // see walker
+	nlinks map[filetree.NodeID]uint32 // of nodes looked at that have several names: how many
 	inodes []inode                    // see nodeOf; nil until it is asked for
 }
 
@@ -175,9 +176,25 @@ func (r *reader) changes(unknown, moved []string) error {
 	if err != nil {
 		return err
 	}
+	outside, _, err := r.loadOutside()
+	if err != nil {
+		return err
+	}
 	err = r.run(func(give func(*task) error) error {
 		for _, n := range nodes {
-			t, err := r.changed(n)
+			t, err := r.changed(n, outside[n])
+			if err != nil {
+				return err
+			}
+			delete(outside, n)
+			if t != nil {
+				if err := give(t); err != nil {
+					return err
+				}
+			}
+		}
+		for n := range outside {
+			t, err := r.unspoken(n)
 			if err != nil {
 				return err
 			}
@@ -205,8 +222,9 @@ func (r *reader) changes(unknown, moved []string) error {
 	return nil
 }
 
-// changed makes the task for a touched node; nil if it is gone.
-func (r *reader) changed(n filetree.NodeID) (*task, error) {
+// changed makes the task for a touched node; nil if it is gone. whole says that all of
+// its content is looked at, whatever was said to have changed.
+func (r *reader) changed(n filetree.NodeID, whole bool) (*task, error) {
 	v := r.u.View()
 	names, err := v.Path(n)
 	if errors.Is(err, filetree.ErrNotExist) {
@@ -230,17 +248,18 @@ func (r *reader) changed(n filetree.NodeID) (*task, error) {
 			return err
 		}
 		r.j.o.Observer.Seen(1, 0)
+		r.linked(n, &t.stat)
 		return r.put(t, n)
 	}
 	ranges := r.u.Unread(n)
 	fresh := r.u.New(n)
 	switch {
-	case a.Kind == filetree.File && (fresh || len(ranges) > 0):
+	case a.Kind == filetree.File && (fresh || whole || len(ranges) > 0):
 		old, err := r.findOld(n, fresh)
 		if err != nil {
 			return nil, err
 		}
-		if fresh {
+		if fresh || whole {
 			ranges = nil
 		}
 		t.look = func(ctx context.Context, t *task) {

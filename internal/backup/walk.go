@@ -12,6 +12,7 @@ import (
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/localfs"
+	"github.com/secrate/secrate/s3history"
 )
 
 // A walker records a whole tree, or all below one directory of it, against what the
@@ -209,6 +210,9 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 			if err != nil {
 				return err
 			}
+			if ok {
+				return w.relink(t, parent, self, name, n)
+			}
 		}
 		if ok {
 			return w.link(parent.node, name, n)
@@ -224,6 +228,7 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 	if err != nil {
 		return err
 	}
+	w.r.linked(self.node, &t.stat)
 	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
 		w.links[a.Ino] = self.node
 	}
@@ -231,6 +236,30 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 		return err
 	}
 	return u.MaybePartial()
+}
+
+// relink gives a node that the update has the name it was found under, and what the tree
+// says of it: through names that the stream spoke of and the update did not have, anything
+// may have happened to it.
+func (w *walker) relink(t *task, parent, self *place, name string, n filetree.NodeID) error {
+	u := w.r.u
+	if err := w.link(parent.node, name, n); err != nil {
+		return err
+	}
+	self.node = n
+	a := &t.stat.Attr
+	w.links[a.Ino] = n
+	w.r.linked(n, &t.stat)
+	if err := u.Replace(n, a); err != nil {
+		return err
+	}
+	if a.Kind == filetree.File && a.Size > 0 {
+		// It was read as a new file is: where nothing comes, there is a hole.
+		if err := u.Put(n, s3history.Piece{Items: []s3history.Item{{Hole: a.Size}}}); err != nil {
+			return err
+		}
+	}
+	return w.r.put(t, n)
 }
 
 // An inode says which node an inode of the file system is.

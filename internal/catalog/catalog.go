@@ -138,13 +138,19 @@ type DB struct {
 	conn  *sqlite.Conn
 	stmts map[string]*sqlite.Stmt
 	path  string
+
+	noContent bool
 }
+
+// KeepsContent reports whether SetContent is of use.
+func (db *DB) KeepsContent() bool { return !db.noContent }
 
 // Options of Open. The zero value is the default.
 type Options struct {
 	ReadOnly   bool
 	CacheBytes int64 // SQLite's page cache; 0 means 24 MiB
 	Temporary  bool  // not kept: no durability is asked for
+	NoContent  bool  // only read from: what only a writer needs, content ids, is not kept
 }
 
 // Open opens the catalog at path, and makes it if it is missing.
@@ -167,7 +173,7 @@ func Open(path string, o Options) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open catalog %s: %w", path, failed(err))
 	}
-	db := &DB{conn: conn, stmts: map[string]*sqlite.Stmt{}, path: path}
+	db := &DB{conn: conn, stmts: map[string]*sqlite.Stmt{}, path: path, noContent: o.NoContent}
 	if err := db.setup(o); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("open catalog %s: %w", path, err)

@@ -38,7 +38,7 @@ func TestCrash(t *testing.T) {
 				server = s3test.Start(t, s3test.VersityGW)
 			}
 			for _, c := range scenarios {
-				if on == "S3" && *strideFlag == 0 && !c.s3 {
+				if *strideFlag == 0 && (c.long || on == "S3" && !c.s3) {
 					continue
 				}
 				t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
@@ -63,11 +63,10 @@ type scenario struct {
 	prepare func(s *sweep, n int)
 	// command returns the command's arguments.
 	command func(s *sweep, n int) []string
-	// idle is set where the command commits nothing.
-	idle   bool
-	s3     bool               // on S3 too, when no -stride is given
-	stride int                // of a run in a directory, unless -stride says another
-	source func(n int) string // "vol" if nil
+	s3      bool               // on S3 too, when no -stride is given
+	long    bool               // only when -stride is given
+	stride  int                // of a run in a directory, unless -stride says another
+	source  func(n int) string // "vol" if nil
 }
 
 var scenarios = []scenario{
@@ -101,7 +100,6 @@ var scenarios = []scenario{
 			}
 		},
 		command: func(s *sweep, n int) []string { return []string{"snap", "vol", "--json"} },
-		idle:    true,
 	},
 	{
 		name: "without upload",
@@ -112,11 +110,10 @@ var scenarios = []scenario{
 			s.grow(n)
 		},
 		command: func(s *sweep, n int) []string { return []string{"snap", "vol", "--no-upload", "--json"} },
-		idle:    true,
 	},
 	{
 		name:   "upload of two",
-		stride: 4, // it is "next snapshot" twice
+		stride: 6, // it is "next snapshot" twice
 		prepare: func(s *sweep, n int) {
 			if n == 1 {
 				s.start()
@@ -160,7 +157,7 @@ var scenarios = []scenario{
 	},
 	{
 		name:   "several packs",
-		stride: 6,
+		stride: 8,
 		prepare: func(s *sweep, n int) {
 			s.sub = newSubvolume(s.t, filepath.Join(s.dir, fmt.Sprintf("several%d", n)))
 			s.grow(n)
@@ -175,16 +172,20 @@ var scenarios = []scenario{
 	{
 		// What is written is more than fits into a root, and so much since the last
 		// checkpoint that one is due each time.
-		name:   "segments and a checkpoint",
-		stride: 4,
+		name: "segments and a checkpoint",
+		long: true,
 		prepare: func(s *sweep, n int) {
 			if n == 1 {
 				s.start()
 			}
-			s.names(2700)
-			s.m.must("snap", "vol")
-			s.note()
-			s.names(1500)
+			// A killed run may have left its checkpoint to the next one: twice, so that it
+			// is due now.
+			for _, n := range []int{3000, 1800, 3000} {
+				s.names(n)
+				s.m.must("snap", "vol")
+				s.note()
+			}
+			s.names(1800)
 		},
 		command: func(s *sweep, n int) []string { return []string{"snap", "vol", "--json"} },
 	},
@@ -199,7 +200,6 @@ var scenarios = []scenario{
 			}
 		},
 		command: func(s *sweep, n int) []string { return []string{"catalog", "rebuild"} },
-		idle:    true,
 	},
 }
 
@@ -411,9 +411,7 @@ func (s *sweep) run(c scenario, stride int) {
 	for n := 1; ; n += stride {
 		round++
 		c.prepare(s, round)
-		if s.sub != "" {
-			s.note()
-		}
+		s.note()
 		args := c.command(s, round)
 		if err := os.RemoveAll(log); err != nil {
 			s.t.Fatal(err)
@@ -425,7 +423,7 @@ func (s *sweep) run(c scenario, stride int) {
 			s.t.Fatalf("%v: %v", err, o)
 		}
 		points = strings.Split(strings.TrimSuffix(string(passed), "\n"), "\n")
-		s.note2(c)
+		s.note()
 		if o.status != -1 {
 			if o.status != 0 {
 				s.t.Error(o)
@@ -438,7 +436,7 @@ func (s *sweep) run(c scenario, stride int) {
 		s.check(source(round), o, at)
 		between := s.objects()
 		again := s.m.feed(bytes.NewReader(s.stream), args...)
-		s.note2(c)
+		s.note()
 		if again.status != 0 {
 			s.t.Errorf("%s, then %v", at, again)
 		}
@@ -466,14 +464,7 @@ func (s *sweep) run(c scenario, stride int) {
 	s.all(source, round)
 }
 
-// note2 notes the snapshots that a run took.
-func (s *sweep) note2(c scenario) {
-	if c.name != "ingest" {
-		s.note()
-	}
-}
-
-// shorten leaves out hashes and counts what comes several times.
+// shorten leaves out hashes.
 func shorten(points []string) string {
 	var out []string
 	for _, p := range points {
@@ -593,3 +584,37 @@ func (s *sweep) all(source func(int) string, rounds int) {
 	s.m.must("catalog", "rebuild")
 	s.m.must("verify")
 }
+
+// TestLeftoverKnown uses what a killed run has uploaded, and then has the same content
+// once more: it is known.
+//
+// BUG(secrate): content that was found in the journal is not put into the catalog's
+// index of contents, only into the manifest; it is uploaded once more. A catalog that is
+// rebuilt knows it.
+func TestLeftoverKnown(t *testing.T) {
+	needs(t)
+	s := newSweep(t, nil)
+	s.start()
+	s.write("once", 100<<10)
+	if o := s.m.run("SECRATE_CRASH=7", "snap"); o.status != -1 { // when its pack is there
+		t.Fatal(o)
+	}
+	s.m.must("snap")
+	before := data(s.objects())
+	b, err := os.ReadFile(filepath.Join(s.sub, "once"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.sub, "again"), b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.m.must("snap")
+	if n := data(s.objects()) - before; n > 0 {
+		if !leftoverIsKnown {
+			t.Skipf("known flaw: %d bytes were uploaded again", n)
+		}
+		t.Errorf("%d bytes were uploaded again", n)
+	}
+}
+
+const leftoverIsKnown = false

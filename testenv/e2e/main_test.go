@@ -155,7 +155,6 @@ func finish(t testing.TB, c *exec.Cmd) outcome {
 	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
 		t.Fatal(err)
 	}
-	if d := time.Since(start); d > 700*time.Millisecond { t.Logf("SLOW %v %v", d, c.Args[1:]) }
 	return outcome{c.Args[1:], c.ProcessState.ExitCode(), stdout.String(), stderr.String(), time.Since(start)}
 }
 
