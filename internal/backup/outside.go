@@ -3,11 +3,9 @@ package backup
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/localfs"
@@ -81,25 +79,17 @@ func (r *reader) saveOutside() error {
 // unspoken makes the task for a node with names outside, of which the stream says
 // nothing: nil if it is gone.
 func (r *reader) unspoken(n filetree.NodeID) (*task, error) {
-	v := r.u.View()
-	names, err := v.Path(n)
-	if errors.Is(err, filetree.ErrNotExist) {
-		return nil, nil
-	} else if err != nil {
+	t, a, err := r.taskOf(n)
+	if t == nil {
 		return nil, err
 	}
-	a, err := v.Attr(n)
-	if err != nil {
-		return nil, err
-	}
-	t := &task{path: strings.Join(names, "/")}
 	old, err := r.findOld(n, false)
 	if err != nil {
 		return nil, err
 	}
 	t.look = func(ctx context.Context, t *task) {
 		st, err := r.tree.Stat(t.path)
-		if err != nil || a.Kind != filetree.File || unchanged(&a, &st.Attr) {
+		if err != nil || a.Kind != filetree.File || unchanged(a, &st.Attr) {
 			t.found(st, err)
 			close(t.pieces)
 			return

@@ -222,21 +222,28 @@ func (r *reader) changes(unknown, moved []string) error {
 	return nil
 }
 
-// changed makes the task for a touched node; nil if it is gone. whole says that all of
-// its content is looked at, whatever was said to have changed.
-func (r *reader) changed(n filetree.NodeID, whole bool) (*task, error) {
+// taskOf begins a task for a node, of which it returns what the update has; nil if the
+// node is gone.
+func (r *reader) taskOf(n filetree.NodeID) (*task, *filetree.Attr, error) {
 	v := r.u.View()
 	names, err := v.Path(n)
-	if errors.Is(err, filetree.ErrNotExist) {
-		return nil, nil
-	} else if err != nil {
-		return nil, err
+	if err != nil {
+		return nil, nil, ignoreNotExist(err)
 	}
 	a, err := v.Attr(n)
 	if err != nil {
+		return nil, nil, err
+	}
+	return &task{path: strings.Join(names, "/")}, &a, nil
+}
+
+// changed makes the task for a touched node; nil if it is gone. whole says that all of
+// its content is looked at, whatever was said to have changed.
+func (r *reader) changed(n filetree.NodeID, whole bool) (*task, error) {
+	t, a, err := r.taskOf(n)
+	if t == nil {
 		return nil, err
 	}
-	t := &task{path: strings.Join(names, "/")}
 	t.record = func(t *task) error {
 		if t.err != nil {
 			return fmt.Errorf("%s: %w", t.path, t.err)
