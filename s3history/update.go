@@ -649,7 +649,10 @@ func (u *Update) known(cid seal.ContentID) ([]catalog.Part, error) {
 	if parts != nil || err != nil {
 		return parts, err
 	}
-	return u.w.journal.find(u.w.cat, cid)
+	if parts, err = u.w.journal.find(u.w.cat, cid); parts != nil && err == nil {
+		err = u.w.cat.SetContent(cid, parts) // for whoever has the same after the journal is gone
+	}
+	return parts, err
 }
 
 // store puts new bytes into a blob, unless an unfinished run has uploaded the same.

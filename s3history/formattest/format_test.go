@@ -601,12 +601,17 @@ func TestGoldenValues(t *testing.T) {
 // TestByHand runs the program that docs/recovery.md puts together, on the golden
 // repository, with the tools it names.
 func TestByHand(t *testing.T) {
-	for _, tool := range []string{"age", "zstd", "python3"} {
+	// The system's Python is the one that Debian's packages are for.
+	python := "/usr/bin/python3"
+	if _, err := os.Stat(python); err != nil {
+		python = "python3"
+	}
+	for _, tool := range []string{"age", "zstd", python} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skip(err)
 		}
 	}
-	if err := exec.Command("python3", "-c", "import cbor2, cryptography").Run(); err != nil {
+	if err := exec.Command(python, "-c", "import cbor2, cryptography").Run(); err != nil {
 		t.Skip("python3-cbor2 and python3-cryptography are not installed")
 	}
 	var program strings.Builder
@@ -627,7 +632,7 @@ func TestByHand(t *testing.T) {
 	}
 	run("age", "-d", "-i", "../identity.txt", "-o", "key.cbor", filepath.Join("keys", "4370fdc8ba1619be", "1"))
 	must(os.WriteFile(filepath.Join(golden, "repository", "program.py"), []byte(program.String()), 0o600))
-	size, sum, _ := strings.Cut(strings.TrimSpace(run("python3", "program.py")), " ")
+	size, sum, _ := strings.Cut(strings.TrimSpace(run(python, "program.py")), " ")
 	expected := string(get(os.ReadFile(filepath.Join(golden, "expected.txt"))))
 	_, third, _ := strings.Cut(expected, "# snapshot 3\n")
 	third, _, _ = strings.Cut(third, "# snapshot 4\n")
