@@ -27,7 +27,7 @@ var (
 )
 
 // foundSeeds once failed.
-var foundSeeds = []uint64{1795384229631693219, 1795384229631694477, 1795386968005760233}
+var foundSeeds = []uint64{1795384229631693219, 1795384229631694477, 1795386968005760233, 1795388383198271367}
 
 // TestRandom changes a tree at random, takes a snapshot every few changes, and
 // compares every snapshot with what comes back of it: by the writer, by a machine
