@@ -123,7 +123,7 @@ func (a *app) runSources(ctx context.Context, command string, names []string, o 
 	var runs []*sourceRun
 	for _, src := range sources {
 		r := &sourceRun{Source: src, watch: w.source(src.Name)}
-		if r.vol, r.err = openVolume(src); r.err == nil && o.take {
+		if r.vol, r.err = s.openVolume(src); r.err == nil && o.take {
 			r.take(ctx)
 		}
 		runs = append(runs, r)

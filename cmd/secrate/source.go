@@ -297,7 +297,7 @@ func (a *app) removeSource(ctx context.Context, name string, wait time.Duration)
 	} else {
 		fmt.Fprintf(a.stdout, "%s: removed; nothing was stored of it\n", name)
 	}
-	if left := localSnapshots(ctx, src); len(left) > 0 {
+	if left := s.localSnapshots(ctx, src); len(left) > 0 {
 		fmt.Fprintf(a.stdout, "%s: %s of it stay on this machine: btrfs subvolume delete %s\n", name,
 			count(len(left), "local snapshot"), progress.Printable(strings.Join(left, " ")))
 	}
@@ -309,8 +309,8 @@ func (a *app) removeSource(ctx context.Context, name string, wait time.Duration)
 
 // localSnapshots returns the paths of the snapshots of a source, as far as they can be
 // seen.
-func localSnapshots(ctx context.Context, src *config.Source) []string {
-	v, err := openVolume(src)
+func (s *site) localSnapshots(ctx context.Context, src *config.Source) []string {
+	v, err := s.openVolume(src)
 	if err != nil {
 		return nil
 	}
@@ -319,8 +319,8 @@ func localSnapshots(ctx context.Context, src *config.Source) []string {
 		return nil
 	}
 	var paths []string
-	for _, s := range all {
-		paths = append(paths, s.Path)
+	for _, snap := range all {
+		paths = append(paths, snap.Path)
 	}
 	return paths
 }

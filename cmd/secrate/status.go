@@ -152,7 +152,7 @@ func (s *site) statusOf(ctx context.Context, db *catalog.DB, src *config.Source)
 	if src.Mode == config.Stream {
 		return st, nil
 	}
-	n, err := pending(ctx, src, known)
+	n, err := s.pending(ctx, src, known)
 	if err != nil {
 		st.PendingError = err.Error()
 		return st, nil
@@ -177,8 +177,8 @@ func (s *site) known(db *catalog.DB, name string) ([]s3history.Snapshot, error) 
 
 // pending counts the local snapshots of a source that are not in its history: what
 // backup.Job.Pending does, for one who has no Writer.
-func pending(ctx context.Context, src *config.Source, known []s3history.Snapshot) (int, error) {
-	v, err := openVolume(src)
+func (s *site) pending(ctx context.Context, src *config.Source, known []s3history.Snapshot) (int, error) {
+	v, err := s.openVolume(src)
 	if err != nil {
 		return 0, err
 	}
@@ -187,8 +187,8 @@ func pending(ctx context.Context, src *config.Source, known []s3history.Snapshot
 		return 0, err
 	}
 	n := 0
-	for _, s := range all {
-		if !slices.ContainsFunc(known, func(k s3history.Snapshot) bool { return k.Info.GUID == s.GUID && !k.Partial }) {
+	for _, snap := range all {
+		if !slices.ContainsFunc(known, func(k s3history.Snapshot) bool { return k.Info.GUID == snap.GUID && !k.Partial }) {
 			n++
 		}
 	}

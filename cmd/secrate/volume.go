@@ -9,11 +9,11 @@ import (
 	"github.com/secrate/secrate/internal/config"
 )
 
-func openVolume(s *config.Source) (*btrfsvolume.Volume, error) {
-	if s.Mode != config.Btrfs {
-		return nil, notYet(s.Mode)
+func (s *site) openVolume(src *config.Source) (*btrfsvolume.Volume, error) {
+	if src.Mode != config.Btrfs {
+		return nil, notYet(src.Mode)
 	}
-	v, err := btrfsvolume.Open(s.Name, s.Path, s.Snapshots)
+	v, err := btrfsvolume.Open(s.me.ID, src.Name, src.Path, src.Snapshots)
 	if err != nil {
 		return nil, hinted(err, "is it mounted? secrate source list shows the paths")
 	}

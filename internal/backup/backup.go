@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/secrate/secrate/internal/crashpoint"
@@ -35,6 +36,9 @@ type Volume interface {
 	// List returns the snapshots that Take made and Release has not taken away, in
 	// the order they were made.
 	List(ctx context.Context) ([]Snapshot, error)
+	// Nested returns the paths, relative to the source's root and sorted, of what looks
+	// like a part of the source and is in no snapshot of it.
+	Nested(ctx context.Context) ([]string, error)
 	// Release takes a snapshot away.
 	Release(ctx context.Context, s Snapshot) error
 	// Changes applies to u what changed from base to s, without file data: for that it
@@ -277,7 +281,28 @@ func (j *Job) read(ctx context.Context, v Volume, u *s3history.Update, s Snapsho
 	if err := j.bring(ctx, v, u, s, all, head, r); err != nil {
 		return err
 	}
+	j.warnNested(ctx, v, u)
 	return r.saveOutside()
+}
+
+// warnNested names what looks like a part of the source and is not, once each.
+func (j *Job) warnNested(ctx context.Context, v Volume, u *s3history.Update) {
+	const note = "nested"
+	all, err := v.Nested(ctx)
+	if err == nil {
+		all = slices.DeleteFunc(all, func(p string) bool { return j.exclude.Excluded(p, true) })
+		var said []byte
+		said, err = u.Note(note)
+		for _, p := range all {
+			if !slices.Contains(strings.Split(string(said), "\x00"), p) {
+				j.o.Observer.Warn(j.o.Source, fmt.Sprintf("%s is a subvolume of its own, which no snapshot of this source holds: it needs a source of its own", p))
+			}
+		}
+		err = errors.Join(err, u.SetNote(note, []byte(strings.Join(all, "\x00"))))
+	}
+	if err != nil { // no reason to go without a snapshot
+		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("subvolumes inside, which need sources of their own, were not looked for: %v", err))
+	}
 }
 
 // bring chooses between the increment from the base and a walk.

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/secrate/secrate/internal/btrfsvolume"
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/s3history"
+	snapbtrfs "github.com/secrate/secrate/snapshot/btrfs"
 	"github.com/secrate/secrate/testenv/loopfs"
 	"github.com/secrate/secrate/testenv/manifest"
 	"github.com/secrate/secrate/testenv/treegen"
@@ -36,6 +39,14 @@ func (f *fixture) job(source string, exclude ...string) *backup.Job {
 }
 
 type logger struct{ t testing.TB }
+
+// A hearer is told what the user is warned of.
+type hearer struct {
+	logger
+	said *[]string
+}
+
+func (h hearer) Warn(source, message string) { *h.said = append(*h.said, message) }
 
 func (logger) Phase(string, string)          {}
 func (logger) Seen(int64, int64)             {}
@@ -88,7 +99,7 @@ func random(t *testing.T, seed uint64, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := btrfsvolume.Open("s", dir, "")
+	v, err := btrfsvolume.Open("0123456789abcdef", "s", dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,6 +128,128 @@ func random(t *testing.T, seed uint64, dir string) {
 		log := filepath.Join(os.TempDir(), fmt.Sprintf("secrate-seed-%d.log", seed))
 		os.WriteFile(log, []byte(g.Log()), 0o600)
 		t.Logf("-seed %d; operations in %s", seed, log)
+	}
+}
+
+// TestTwoWriters lets two writers keep one subvolume, in turns: neither takes the other's
+// snapshots for its own, or away.
+func TestTwoWriters(t *testing.T) {
+	dir := subvolume(t)
+	type writer struct {
+		*fixture
+		job *backup.Job
+		vol *btrfsvolume.Volume
+	}
+	var writers []writer
+	var said []string
+	for range 2 {
+		f := newFixture(t)
+		j, err := backup.New(backup.Options{Writer: f.w, Source: "s", Observer: hearer{logger{t}, &said}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := btrfsvolume.Open(f.identity.ID, "s", dir, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		writers = append(writers, writer{f, j, v})
+	}
+	for round := 1; round <= 3; round++ {
+		for i, w := range writers {
+			if err := os.WriteFile(filepath.Join(dir, "file"), fmt.Appendf(nil, "%d by %d", round, i), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if res := w.snap(w.job, w.vol); len(res.Committed) != 1 || res.Committed[0].Seq != uint64(round) {
+				t.Errorf("writer %d, round %d: committed %v", i, round, res.Committed)
+			}
+		}
+	}
+	for i, w := range writers {
+		if all, err := w.vol.List(t.Context()); len(all) != 1 || err != nil {
+			t.Errorf("writer %d has the snapshots %v, %v; want its base", i, all, err)
+		}
+	}
+	if len(said) > 0 { // that a base is gone, and everything is read
+		t.Errorf("warned of %q", said)
+	}
+}
+
+// TestNestedSubvolumes wants each named once: in the first snapshot, and in the one in
+// which it appears, unless it is excluded.
+func TestNestedSubvolumes(t *testing.T) {
+	dir := subvolume(t)
+	f := newFixture(t)
+	var said []string
+	j, err := backup.New(backup.Options{Writer: f.w, Source: "s", Exclude: []string{"/out"}, Observer: hearer{logger{t}, &said}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := btrfsvolume.Open(f.identity.ID, "s", dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, make := range [][]string{{"first", "out"}, nil, {"second"}, nil} {
+		for _, name := range make {
+			newSubvolume(t, filepath.Join(dir, name))
+		}
+		if err := os.WriteFile(filepath.Join(dir, "file"), fmt.Append(nil, i), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		said = nil
+		f.snap(j, v)
+		make = slices.DeleteFunc(make, func(n string) bool { return n == "out" })
+		if len(said) != len(make) || len(make) > 0 && !strings.HasPrefix(said[0], make[0]+" is a subvolume of its own") {
+			t.Errorf("snapshot %d warned of %q, want %q", i+1, said, make)
+		}
+	}
+}
+
+// TestClockSetBack takes a snapshot that is older than the one before it, by its time.
+func TestClockSetBack(t *testing.T) {
+	dir := subvolume(t)
+	f := newFixture(t)
+	var said []string
+	j, err := backup.New(backup.Options{Writer: f.w, Source: "s", Observer: hearer{logger{t}, &said}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := btrfsvolume.Open(f.identity.ID, "s", dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "file")
+	for i, text := range []string{"before", "after"} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := j.Take(t.Context(), v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 { // give it the name that a clock an hour behind would have given
+			name := snapbtrfs.SnapshotName("s", s.Time.Add(-time.Hour), f.identity.ID[:8])
+			if err := os.Rename(s.Path, filepath.Join(filepath.Dir(s.Path), name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		res, err := j.Upload(t.Context(), v)
+		if err != nil || len(res.Committed) != 1 || res.Committed[0].Seq != uint64(i+1) {
+			t.Fatalf("snapshot %d: %+v, %v", i+1, res, err)
+		}
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "the clock was set back") {
+		t.Errorf("warned of %q", said)
+	}
+	src := f.source("s")
+	for seq, want := range map[uint64]int64{1: 6, 2: 5} {
+		view := f.cat.At(src.ID, seq)
+		n, err := view.Resolve([]string{"file"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, err := view.Attr(n); err != nil || a.Size != want {
+			t.Errorf("#%d: file has %d bytes, %v; want %d", seq, a.Size, err, want)
+		}
 	}
 }
 

@@ -87,10 +87,7 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 			it.SkipDir()
 			continue
 		}
-		if it.Boundary != nil {
-			if path != ownDir {
-				r.j.o.Observer.Warn(r.j.o.Source, fmt.Sprintf("%s is a subvolume or mount of its own and needs a source of its own", path))
-			}
+		if it.Boundary != nil { // warnNested names it
 			continue
 		}
 		if err != nil {
@@ -109,9 +106,6 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 	}
 	return nil
 }
-
-// ownDir is where local snapshots are kept, below a source's root.
-const ownDir = ".secrate"
 
 // entry gives out one entry. For a directory it returns its place.
 func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*task) error) (*place, error) {

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/secrate/secrate/internal/backup"
@@ -24,18 +25,24 @@ import (
 // A Volume takes snapshots of one subvolume for one source.
 type Volume struct {
 	source string // the source's name: part of the names of its snapshots
+	owner  string // whose they are: another part
 	sub    *btrfs.Subvolume
 	where  string // directory of the snapshots that is configured; empty means inside
 }
 
-// Open opens the subvolume at path for the source of that name. Its snapshots are kept
-// in dir, on the same file system, or where snapshot/btrfs puts them if dir is empty.
-func Open(source, path, dir string) (*Volume, error) {
+// ownerDigits is how much of a writer's id is in a snapshot's name: enough to tell those
+// apart who keep one subvolume.
+const ownerDigits = 8
+
+// Open opens the subvolume at path for a writer's source of that name. Its snapshots are
+// kept in dir, on the same file system, or where snapshot/btrfs puts them if dir is empty.
+// Those of other writers and sources are left alone.
+func Open(writer, source, path, dir string) (*Volume, error) {
 	sub, err := btrfs.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	return &Volume{source: source, sub: sub, where: dir}, nil
+	return &Volume{source: source, owner: writer[:ownerDigits], sub: sub, where: dir}, nil
 }
 
 // dir is where the snapshots are, if there are any.
@@ -70,7 +77,7 @@ func (v *Volume) Take(ctx context.Context) (backup.Snapshot, error) {
 	}
 	for {
 		t := time.Now()
-		snap, err := v.sub.Snapshot(dir, btrfs.SnapshotName(v.source, t))
+		snap, err := v.sub.Snapshot(dir, btrfs.SnapshotName(v.source, t, v.owner))
 		if errors.Is(err, fs.ErrExist) && ctx.Err() == nil {
 			continue // a clock that is set back comes by the same times again
 		}
@@ -96,11 +103,17 @@ func (v *Volume) List(ctx context.Context) ([]backup.Snapshot, error) {
 	}
 	var all []backup.Snapshot
 	for _, s := range subs {
-		if source, t, ok := btrfs.ParseName(s.Name); ok && source == v.source && s.IsSnapshot() {
+		if source, t, owner, ok := btrfs.ParseName(s.Name); ok && source == v.source && owner == v.owner && s.IsSnapshot() {
 			all = append(all, v.snapshot(s, t))
 		}
 	}
 	return all, nil
+}
+
+// Nested implements backup.Volume.
+func (v *Volume) Nested(context.Context) ([]string, error) {
+	all, err := v.sub.Nested()
+	return slices.DeleteFunc(all, func(p string) bool { return filepath.Join(v.sub.Path, p) == v.dir() }), err
 }
 
 // Release implements backup.Volume.

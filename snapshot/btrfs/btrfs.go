@@ -10,10 +10,10 @@
 //
 //	/home                                    the source
 //	/home/.secrate                           mode 0700, made by SnapshotDir
-//	/home/.secrate/home@20060102T150405.000000000Z
-//	                                         a snapshot, read-only; in it .secrate is
-//	                                         an empty directory, inode number 2,
-//	                                         of which no stream speaks
+//	/home/.secrate/home@20060102T150405.000000000Z.065d436d
+//	                                         a snapshot, read-only, and whose it is; in
+//	                                         it .secrate is an empty directory, inode
+//	                                         number 2, of which no stream speaks
 //
 // The kernel is asked directly, by ioctl: it answers at once, in numbers, in the same
 // words on every machine; btrfs(8) need not be installed. What is trusted is the
@@ -300,22 +300,25 @@ func (s *Subvolume) SnapshotDir() (string, error) {
 // nameTime is the time in a snapshot's name.
 const nameTime = "20060102T150405.000000000Z"
 
-// SnapshotName returns the name of a snapshot of source at t.
-func SnapshotName(source string, t time.Time) string {
-	return source + "@" + t.UTC().Format(nameTime)
+// SnapshotName returns the name of a snapshot of source at t that belongs to owner: 1
+// or more hexadecimal digits that tell those apart who take snapshots of one subvolume.
+func SnapshotName(source string, t time.Time, owner string) string {
+	return source + "@" + t.UTC().Format(nameTime) + "." + owner
 }
 
 // ParseName takes a name made by SnapshotName apart.
-func ParseName(name string) (source string, t time.Time, ok bool) {
+func ParseName(name string) (source string, t time.Time, owner string, ok bool) {
 	i := strings.LastIndexByte(name, '@')
-	if i < 0 {
-		return "", time.Time{}, false
+	j := strings.LastIndexByte(name, '.')
+	if i < 0 || j < i || j+1 == len(name) || strings.Trim(name[j+1:], "0123456789abcdef") != "" {
+		return "", time.Time{}, "", false
 	}
-	t, err := time.Parse(nameTime, name[i+1:])
+	t, err := time.Parse(nameTime, name[i+1:j])
 	if err != nil {
-		return "", time.Time{}, false
+		return "", time.Time{}, "", false
 	}
-	return name[:i], t, SnapshotName(name[:i], t) == name
+	source, owner = name[:i], name[j+1:]
+	return source, t, owner, SnapshotName(source, t, owner) == name
 }
 
 // Snapshot makes a read-only snapshot of s in dir, a directory on the same file
@@ -439,6 +442,22 @@ func Find(dir string, id UUID) (*Subvolume, error) {
 		}
 	}
 	return nil, fmt.Errorf("btrfs: no subvolume %v in %s: %w", id, dir, fs.ErrNotExist)
+}
+
+// Nested returns the paths, relative to its root, of the subvolumes that lie in s and
+// not in one another, sorted. No snapshot of s holds what is in them.
+func (s *Subvolume) Nested() ([]string, error) {
+	_, f, err := s.reopen()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	paths, err := nested(f)
+	if err != nil {
+		return nil, explain("list the subvolumes in", s.Path, err)
+	}
+	slices.Sort(paths)
+	return paths, nil
 }
 
 // Destroy destroys the read-only snapshot name in dir. Anything else, a writable

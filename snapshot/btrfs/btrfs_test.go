@@ -40,15 +40,16 @@ func TestMain(m *testing.M) {
 
 func TestNames(t *testing.T) {
 	at := time.Date(2027, 1, 2, 3, 4, 5, 60, time.FixedZone("", 3600))
-	name := SnapshotName("ho@me", at)
-	if want := "ho@me@20270102T020405.000000060Z"; name != want {
+	name := SnapshotName("ho@me", at, "065d436d")
+	if want := "ho@me@20270102T020405.000000060Z.065d436d"; name != want {
 		t.Errorf("SnapshotName = %q, want %q", name, want)
 	}
-	if source, got, ok := ParseName(name); source != "ho@me" || !got.Equal(at) || !ok {
-		t.Errorf("ParseName = %q, %v, %v", source, got, ok)
+	if source, got, owner, ok := ParseName(name); source != "ho@me" || !got.Equal(at) || owner != "065d436d" || !ok {
+		t.Errorf("ParseName = %q, %v, %q, %v", source, got, owner, ok)
 	}
-	for _, bad := range []string{"", "@", "home", "home@", "home@20270102T020405Z", "home@20270102T020405.000000060"} {
-		if _, _, ok := ParseName(bad); ok {
+	for _, bad := range []string{"", "@", "home", "home@", "home@20270102T020405Z", "home@20270102T020405.000000060",
+		"home@20270102T020405.000000060Z", "home@20270102T020405.000000060Z.", "home@20270102T020405.000000060Z.065D436D", "home.0@"} {
+		if _, _, _, ok := ParseName(bad); ok {
 			t.Errorf("ParseName(%q) is ok", bad)
 		}
 	}
@@ -107,7 +108,7 @@ func snap(t *testing.T, src *Subvolume) *Subvolume {
 		t.Fatal(err)
 	}
 	lastName = lastName.Add(time.Second)
-	s, err := src.Snapshot(dir, SnapshotName("src", lastName))
+	s, err := src.Snapshot(dir, SnapshotName("src", lastName, "1"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -411,6 +412,30 @@ func destroyNamed(dir, name string) error {
 	}
 	defer d.Close()
 	return destroyByName(d, name)
+}
+
+// TestNested makes more subvolumes than the kernel tells of at once.
+func TestNested(t *testing.T) {
+	_, src := newSource(t)
+	if got, err := src.Nested(); len(got) != 0 || err != nil {
+		t.Errorf("of none: %q, %v", got, err)
+	}
+	deep := filepath.Join(src.Path, "a", "b")
+	if err := os.MkdirAll(deep, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"a/b/in"}
+	in := newSubvolume(t, deep, "in")
+	newSubvolume(t, in.Path, "not said") // lies in another
+	for i := range 300 {
+		name := fmt.Sprintf("n%03d", i)
+		newSubvolume(t, src.Path, name)
+		want = append(want, name)
+	}
+	got, err := src.Nested()
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("Nested = %q, %v; want %q", got, err, want)
+	}
 }
 
 func TestSend(t *testing.T) {
@@ -756,7 +781,7 @@ func benchmarkSnapshot(b *testing.B, files int) {
 			b.Fatal(err)
 		}
 		start := time.Now()
-		s, err := src.Snapshot(dir, SnapshotName("src", start))
+		s, err := src.Snapshot(dir, SnapshotName("src", start, "1"))
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -85,6 +85,22 @@ type sendArgs struct {
 	_                 [28]byte
 }
 
+// rootRefs is struct btrfs_ioctl_get_subvol_rootref_args.
+type rootRefs struct {
+	minTreeID uint64
+	refs      [255]struct{ treeID, dirID uint64 }
+	count     uint8
+	_         [7]byte
+}
+
+// inoLookup is struct btrfs_ioctl_ino_lookup_user_args.
+type inoLookup struct {
+	dirID  uint64
+	treeID uint64
+	name   [256]byte
+	path   [3824]byte
+}
+
 // Request numbers as _IOR and _IOW of asm/ioctl.h make them. The bits for the
 // direction differ between architectures; they are taken from requests that package
 // unix knows for each.
@@ -92,12 +108,15 @@ const (
 	ioctlMagic = 0x94
 	iow        = unix.FICLONE & 0xe0000000         // _IOW(0x94, 9, int)
 	ior        = unix.FS_IOC_GETFLAGS & 0xe0000000 // _IOR('f', 1, long)
+	iowr       = iow | ior
 
 	ioctlSubvolCreate  = iow | unsafe.Sizeof(volArgs{})<<16 | ioctlMagic<<8 | 14    // BTRFS_IOC_SUBVOL_CREATE
 	ioctlSnapDestroy   = iow | unsafe.Sizeof(volArgs{})<<16 | ioctlMagic<<8 | 15    // BTRFS_IOC_SNAP_DESTROY
 	ioctlSnapCreateV2  = iow | unsafe.Sizeof(volArgsV2{})<<16 | ioctlMagic<<8 | 23  // BTRFS_IOC_SNAP_CREATE_V2
 	ioctlSend          = iow | unsafe.Sizeof(sendArgs{})<<16 | ioctlMagic<<8 | 38   // BTRFS_IOC_SEND
 	ioctlGetSubvolInfo = ior | unsafe.Sizeof(subvolInfo{})<<16 | ioctlMagic<<8 | 60 // BTRFS_IOC_GET_SUBVOL_INFO
+	ioctlGetRootRef    = iowr | unsafe.Sizeof(rootRefs{})<<16 | ioctlMagic<<8 | 61  // BTRFS_IOC_GET_SUBVOL_ROOTREF
+	ioctlInoLookup     = iowr | unsafe.Sizeof(inoLookup{})<<16 | ioctlMagic<<8 | 62 // BTRFS_IOC_INO_LOOKUP_USER
 	ioctlSnapDestroyV2 = iow | unsafe.Sizeof(volArgsV2{})<<16 | ioctlMagic<<8 | 63  // BTRFS_IOC_SNAP_DESTROY_V2
 )
 
@@ -136,6 +155,37 @@ func info(f *os.File) (Info, error) {
 		CTime:        a.ctime.time(),
 		OTime:        a.otime.time(),
 	}, nil
+}
+
+// nested returns the paths of the subvolumes that lie directly in the one whose root is
+// open as f. The error is a unix.Errno.
+func nested(f *os.File) ([]string, error) {
+	var paths []string
+	var refs rootRefs
+	for {
+		err := ioctl(f.Fd(), ioctlGetRootRef, unsafe.Pointer(&refs))
+		if err != nil && err != unix.EOVERFLOW { // that says that there are more
+			return nil, err
+		}
+		for _, r := range refs.refs[:refs.count] {
+			look := inoLookup{dirID: r.dirID, treeID: r.treeID}
+			switch err := ioctl(f.Fd(), ioctlInoLookup, unsafe.Pointer(&look)); err {
+			case nil:
+			case unix.ENOENT: // destroyed or moved meanwhile
+				continue
+			default:
+				return nil, err
+			}
+			dir, _, _ := bytes.Cut(look.path[:], []byte{0}) // ends in a slash, or is empty
+			name, _, _ := bytes.Cut(look.name[:], []byte{0})
+			paths = append(paths, string(dir)+string(name))
+			refs.minTreeID = r.treeID + 1
+		}
+		if err == nil || refs.count == 0 {
+			runtime.KeepAlive(f)
+			return paths, nil
+		}
+	}
 }
 
 // createSubvolume makes an empty subvolume as entry name of d. The error is a

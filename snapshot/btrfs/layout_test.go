@@ -14,6 +14,8 @@ func TestLayout(t *testing.T) {
 		v2   volArgsV2
 		info subvolInfo
 		send sendArgs
+		refs rootRefs
+		look inoLookup
 	)
 	for _, tt := range []struct {
 		name      string
@@ -43,6 +45,12 @@ func TestLayout(t *testing.T) {
 		{"BTRFS_IOC_SNAP_CREATE_V2", ioctlSnapCreateV2, 0x50009417},
 		{"BTRFS_IOC_SEND", ioctlSend, 0x40489426},
 		{"BTRFS_IOC_GET_SUBVOL_INFO", ioctlGetSubvolInfo, 0x81f8943c},
+		{"sizeof get_subvol_rootref_args", unsafe.Sizeof(refs), 4096},
+		{"get_subvol_rootref_args.num_items", unsafe.Offsetof(refs.count), 4088},
+		{"sizeof ino_lookup_user_args", unsafe.Sizeof(look), 4096},
+		{"ino_lookup_user_args.path", unsafe.Offsetof(look.path), 272},
+		{"BTRFS_IOC_GET_SUBVOL_ROOTREF", ioctlGetRootRef, 0xd000943d},
+		{"BTRFS_IOC_INO_LOOKUP_USER", ioctlInoLookup, 0xd000943e},
 		{"BTRFS_IOC_SNAP_DESTROY_V2", ioctlSnapDestroyV2, 0x5000943f},
 	} {
 		if tt.got != tt.want {
