@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/delta"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/s3history/store"
 	"github.com/secrate/secrate/s3history/store/storetest"
@@ -47,6 +48,12 @@ var steps = []func(u *Update){
 		n, _, err := u.Lookup(d, "f3")
 		must(0, err)
 		must(0, u.Write(n, 4000, noise(77, 3000)))
+		n, _, err = u.Lookup(d, "f6")
+		must(0, err)
+		base := must(u.Before().Parts(n, 0, 9000))
+		// A patch that replaces all of its base: what it gives is its own bytes.
+		patch := delta.Patch(noise(6, 9000), noise(78, 9000))
+		must(0, u.Put(n, Piece{Items: []Item{{Patch: &NewPatch{Patch: patch, Base: base, Result: 9000}}}}))
 		must(0, u.Rename(d, "f4", filetree.RootNode, "g"))
 		must(0, u.Unlink(d, "f5"))
 	},
@@ -220,7 +227,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// checkTwice expects that no content is in two packs.
+// checkTwice expects that no content and no patch is in two packs.
 func checkTwice(t *testing.T, f *fixture, when string) {
 	t.Helper()
 	seen := map[string]string{}
@@ -233,10 +240,14 @@ func checkTwice(t *testing.T, f *fixture, when string) {
 			t.Fatal(err)
 		}
 		for _, s := range index.Slices {
-			if at, ok := seen[string(s.CID)]; ok && len(s.CID) > 0 {
+			id := string(s.CID)
+			if id == "" { // a patch: there is one of each file, if at all
+				id = fmt.Sprintf("patch of %d at %d", s.Node, s.At)
+			}
+			if at, ok := seen[id]; ok {
 				t.Errorf("%s: content of node %d is in %s and in %s", when, s.Node, at, k)
 			}
-			seen[string(s.CID)] = k
+			seen[id] = k
 		}
 	}
 }

@@ -30,6 +30,7 @@ type journal struct {
 	dir string
 	// leftover is what packs of earlier, unfinished runs hold, by content id.
 	leftover map[[16]byte]leftoverSlice
+	patches  map[[16]byte]leftoverSlice // and patches, by the id of their own bytes
 	packs    []*leftoverPack
 	mu       sync.Mutex // guards started
 	started  []string   // files of the packs and segments of the update at work
@@ -52,6 +53,8 @@ type packFile struct {
 	Key    []byte       `cbor:"3,keyasint"`
 	Blobs  []uint32     `cbor:"4,keyasint"`
 	Slices []indexEntry `cbor:"5,keyasint"`
+	// Patches have no content id in Slices. Here they have that of their own bytes.
+	Patches []indexEntry `cbor:"6,keyasint,omitempty"`
 }
 
 // commitFile is a commit-<source> file.
@@ -64,7 +67,8 @@ type commitFile struct {
 }
 
 func openJournal(stateDir string) (*journal, error) {
-	j := &journal{dir: filepath.Join(stateDir, "journal"), leftover: map[[16]byte]leftoverSlice{}}
+	j := &journal{dir: filepath.Join(stateDir, "journal"), leftover: map[[16]byte]leftoverSlice{},
+		patches: map[[16]byte]leftoverSlice{}}
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
@@ -117,8 +121,8 @@ func (j *journal) remove(name string) error {
 }
 
 // packStarted notes a pack that is about to be put; done notes that it was.
-func (j *journal) packStarted(p catalog.Pack, slices []indexEntry) (done func() error, err error) {
-	b, err := encMode.Marshal(packFile{p.SHA[:], p.Size, p.Key, flatBlobs(p.Blobs), slices})
+func (j *journal) packStarted(p catalog.Pack, slices, patches []indexEntry) (done func() error, err error) {
+	b, err := encMode.Marshal(packFile{p.SHA[:], p.Size, p.Key, flatBlobs(p.Blobs), slices, patches})
 	if err != nil {
 		return nil, err
 	}
@@ -228,9 +232,14 @@ func (j *journal) loadPack(ctx context.Context, s store.Store, name string) erro
 		}
 	}
 	j.packs = append(j.packs, p)
-	for _, s := range f.Slices {
-		if len(s.CID) == 16 {
-			j.leftover[[16]byte(s.CID)] = leftoverSlice{p, s.Blob, s.Offset, s.Length}
+	for _, of := range []struct {
+		slices []indexEntry
+		in     map[[16]byte]leftoverSlice
+	}{{f.Slices, j.leftover}, {f.Patches, j.patches}} {
+		for _, s := range of.slices {
+			if len(s.CID) == 16 {
+				of.in[[16]byte(s.CID)] = leftoverSlice{p, s.Blob, s.Offset, s.Length}
+			}
 		}
 	}
 	return nil
@@ -238,7 +247,17 @@ func (j *journal) loadPack(ctx context.Context, s store.Store, name string) erro
 
 // find returns where content is that an unfinished run uploaded.
 func (j *journal) find(cat *catalog.DB, cid [16]byte) ([]catalog.Part, error) {
-	s, ok := j.leftover[cid]
+	return j.findIn(j.leftover, cat, cid)
+}
+
+// findPatch returns where a patch is that an unfinished run uploaded, by the id of its
+// bytes.
+func (j *journal) findPatch(cat *catalog.DB, id [16]byte) ([]catalog.Part, error) {
+	return j.findIn(j.patches, cat, id)
+}
+
+func (j *journal) findIn(all map[[16]byte]leftoverSlice, cat *catalog.DB, id [16]byte) ([]catalog.Part, error) {
+	s, ok := all[id]
 	if !ok {
 		return nil, nil
 	}

@@ -1,7 +1,6 @@
 package s3history
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +50,10 @@ type openPack struct {
 	key    seal.Key
 	sealed []byte
 	slices []indexEntry
+	// patches are those of slices that are patches, with the ids of the patches' own
+	// bytes: for the journal, that they are not uploaded twice. In the pack's index
+	// an id is that of content.
+	patches []indexEntry
 
 	mu      sync.Mutex // guards what follows
 	blobs   [][]byte
@@ -92,8 +95,9 @@ func (p *packer) buffer() []byte {
 	}
 }
 
-// add puts a piece into a blob and returns where it will be.
-func (p *packer) add(data []byte, n filetree.NodeID, at int64, cid []byte) (catalog.Part, error) {
+// add puts a piece into a blob and returns where it will be. id is that of the piece's
+// bytes; of a patch it is for the journal alone.
+func (p *packer) add(data []byte, n filetree.NodeID, at int64, id seal.ContentID, patch bool) (catalog.Part, error) {
 	if len(data) == 0 || len(data) > maxBlob {
 		panic(fmt.Sprintf("s3history: internal error: piece of %d bytes", len(data)))
 	}
@@ -110,8 +114,13 @@ func (p *packer) add(data []byte, n filetree.NodeID, at int64, cid []byte) (cata
 	c := p.cur
 	part := catalog.Part{Length: int64(len(data)), Pack: c.id, Blob: uint32(len(c.table)), Offset: uint32(len(p.solid))}
 	p.solid = append(p.solid, data...)
-	c.slices = append(c.slices, indexEntry{Blob: part.Blob, Offset: part.Offset, Length: uint32(len(data)),
-		Node: uint64(n), At: at, CID: bytes.Clone(cid)})
+	e := indexEntry{Blob: part.Blob, Offset: part.Offset, Length: uint32(len(data)), CID: id[:]}
+	if patch {
+		c.patches = append(c.patches, e)
+		e.CID = nil
+	}
+	e.Node, e.At = uint64(n), at
+	c.slices = append(c.slices, e)
 	if len(p.solid) == maxBlob {
 		return part, p.cutBlob()
 	}
@@ -245,11 +254,11 @@ func (p *packer) put(c *openPack) error {
 		return err
 	}
 	close(c.known)
-	done, err := p.w.journal.packStarted(pack, c.slices)
+	done, err := p.w.journal.packStarted(pack, c.slices, c.patches)
 	if err != nil {
 		return err
 	}
-	c.slices = nil
+	c.slices, c.patches = nil, nil
 	key := packKey(pack.SHA)
 	err = p.w.store.Put(p.ctx, key, obj, obj.size)
 	if err != nil && !errors.Is(err, store.ErrExist) {

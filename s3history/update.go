@@ -507,11 +507,10 @@ func (u *Update) putPiece(n filetree.NodeID, p Piece) error {
 		case it.Parts != nil:
 			add = it.Parts
 		case it.Patch != nil:
-			s, err := u.packer.add(it.Patch.Patch, n, off, nil)
+			s, err := u.storePatch(n, off, it.Patch.Patch)
 			if err != nil {
 				return err
 			}
-			u.stats.Data += uint64(len(it.Patch.Patch))
 			patch := &catalog.Patch{Base: it.Patch.Base, Pack: s.Pack, Blob: s.Blob, Offset: s.Offset,
 				Length: uint32(s.Length), ResultLength: uint32(it.Patch.Result)}
 			add = []catalog.Part{{Length: int64(it.Patch.Result), Patch: patch}}
@@ -666,8 +665,20 @@ func (u *Update) store(n filetree.NodeID, off int64, data []byte, cid seal.Conte
 		}
 	}
 	u.stats.Data += uint64(len(data))
-	p, err := u.packer.add(data, n, off, cid[:])
+	p, err := u.packer.add(data, n, off, cid, false)
 	return []catalog.Part{p}, err
+}
+
+// storePatch is store for the bytes of a patch.
+func (u *Update) storePatch(n filetree.NodeID, off int64, patch []byte) (catalog.Part, error) {
+	id := u.ContentID(patch)
+	if parts, err := u.w.journal.findPatch(u.w.cat, id); err != nil {
+		return catalog.Part{}, err
+	} else if parts != nil {
+		return parts[0], nil
+	}
+	u.stats.Data += uint64(len(patch))
+	return u.packer.add(patch, n, off, id, true)
 }
 
 // CountBytes adds to the statistics bytes of data that were looked at.
