@@ -3,6 +3,7 @@ package backup_test
 import (
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -201,6 +202,49 @@ func TestNestedSubvolumes(t *testing.T) {
 		if len(said) != len(make) || len(make) > 0 && !strings.HasPrefix(said[0], make[0]+" is a subvolume of its own") {
 			t.Errorf("snapshot %d warned of %q, want %q", i+1, said, make)
 		}
+	}
+}
+
+// TestCopyOfChanged copies a large file of which a little has changed: all of the copy is
+// known, though no piece of it was ever stored as it is.
+func TestCopyOfChanged(t *testing.T) {
+	dir := subvolume(t)
+	f := newFixture(t)
+	j := f.job("s")
+	v, err := btrfsvolume.Open(f.identity.ID, "s", dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, 5<<20)
+	rand.NewChaCha8([32]byte{1}).Read(data)
+	put := func(name string) int64 {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		res := f.snap(j, v)
+		return res.Committed[0].Uploaded
+	}
+	put("disk")
+	for _, at := range []int{100, 3 << 20, 3<<20 + 5000} {
+		data[at]++
+	}
+	disk, err := os.OpenFile(filepath.Join(dir, "disk"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int{100, 3 << 20, 3<<20 + 5000} {
+		if _, err := disk.WriteAt(data[at:at+1], int64(at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := disk.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if res := f.snap(j, v); res.Committed[0].Uploaded > 4096 {
+		t.Errorf("three bytes changed: %d uploaded", res.Committed[0].Uploaded)
+	}
+	if n := put("copy"); n > 4096 {
+		t.Errorf("a copy: %d uploaded", n)
 	}
 }
 

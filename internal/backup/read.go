@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -146,6 +147,7 @@ func (r *reader) readFile(ctx context.Context, t *task, f *localfs.File, ranges 
 	if ranges == nil || size <= catalog.MaxPart {
 		ranges = []filetree.Range{{Length: size}}
 	}
+	ranges = widen(ranges)
 	d := &differ{r: r, t: t, f: f, old: old, fresh: fresh}
 	defer d.close()
 	for _, rg := range ranges {
@@ -165,6 +167,41 @@ func (r *reader) readFile(ctx context.Context, t *task, f *localfs.File, ranges 
 		}
 	}
 	return nil
+}
+
+// maxWiden is how many stretches between two cuts are read whole where a part of each is
+// said to have changed.
+const maxWiden = 8
+
+// widen makes of ranges, which need no order, whole stretches between two cuts,
+// if there are few: each then has a content id, and a copy of the file is known. Where
+// there are many, reading proportional to what changed is worth more.
+func widen(ranges []filetree.Range) []filetree.Range {
+	var pieces []int64 // the numbers of the stretches, as they come
+	for _, r := range ranges {
+		first, last := r.Offset/catalog.MaxPart, (r.End()-1)/catalog.MaxPart
+		if last-first >= maxWiden {
+			return ranges
+		}
+		for i := first; i <= last; i++ {
+			if !slices.Contains(pieces, i) {
+				pieces = append(pieces, i)
+			}
+		}
+		if len(pieces) > maxWiden {
+			return ranges
+		}
+	}
+	slices.Sort(pieces)
+	var wide []filetree.Range
+	for _, i := range pieces {
+		if k := len(wide); k > 0 && wide[k-1].End() == i*catalog.MaxPart {
+			wide[k-1].Length += catalog.MaxPart
+		} else {
+			wide = append(wide, filetree.Range{Offset: i * catalog.MaxPart, Length: catalog.MaxPart})
+		}
+	}
+	return wide
 }
 
 // segmentStep bounds the range for which holes are asked at once.
