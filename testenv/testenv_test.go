@@ -2,11 +2,27 @@ package testenv
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 )
+
+// A skipper is a test that is not counted as one when it is skipped.
+type skipper struct {
+	testing.TB
+	name, why string
+}
+
+func (s *skipper) Name() string { return s.name }
+
+func (s *skipper) Skipf(format string, v ...any) {
+	s.why = fmt.Sprintf(format, v...)
+	runtime.Goexit()
+}
 
 func TestNeed(t *testing.T) {
 	skips := filepath.Join(t.TempDir(), "skips")
@@ -14,12 +30,25 @@ func TestNeed(t *testing.T) {
 	t.Setenv("SECRATE_NO_SKIP", "")
 	there := Requirement{"air", func() error { return nil }}
 	gone := Requirement{"SECRATE_WATER", func() error { return errors.New("dried up") }}
-	ran := 0
-	t.Run("there", func(t *testing.T) { Need(t, there); ran++ })
-	t.Run("gone", func(t *testing.T) { Need(t, there, gone); ran += 10 })
-	t.Run("again", func(t *testing.T) { Need(t, gone, Tool("no-such-tool-at-all")); ran += 10 })
-	if ran != 1 {
-		t.Errorf("the wrong tests ran: %d", ran)
+	var ran, skipped []string
+	run := func(name string, reqs ...Requirement) {
+		tb := &skipper{TB: t, name: "TestNeed/" + name}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			Need(tb, reqs...)
+			ran = append(ran, name)
+		}()
+		<-done
+		if strings.HasPrefix(tb.why, "SKIP-MISSING: ") {
+			skipped = append(skipped, name)
+		}
+	}
+	run("there", there)
+	run("gone", there, gone)
+	run("again", gone, Tool("no-such-tool-at-all"))
+	if !slices.Equal(ran, []string{"there"}) || !slices.Equal(skipped, []string{"gone", "again"}) {
+		t.Errorf("ran %q, skipped %q", ran, skipped)
 	}
 	b, err := os.ReadFile(skips)
 	if err != nil {

@@ -89,15 +89,6 @@ pass p -`,
 			want: "skipped 1, missing: git\n\tp A\nCI=true: this machine should have all that tests need, and 1 were skipped\n0 passed, 0 failed, 1 skipped\n",
 		},
 		{
-			name: "not asked for in CI",
-			events: `run p A
-output p A     a_test.go:12: SKIP-MISSING: SECRATE_TEST_X, which does more
-skip p A
-pass p -`,
-			ci: true, ok: true,
-			want: "skipped 1, missing: SECRATE_TEST_X, which does more\n\tp A\n0 passed, 0 failed, 1 skipped\n",
-		},
-		{
 			name:   "nothing",
 			events: `skip p -`,
 			want:   "no tests were run\n0 passed, 0 failed, 0 skipped\n",

@@ -83,13 +83,6 @@ func TestContract(t *testing.T) {
 	contract(t, s3test.Start(t, s3test.VersityGW))
 }
 
-func TestContractMinIO(t *testing.T) {
-	if os.Getenv("SECRATE_TEST_MINIO") == "" {
-		t.Skip("SKIP-MISSING: SECRATE_TEST_MINIO, which also builds and tests MinIO")
-	}
-	contract(t, s3test.Start(t, s3test.MinIO))
-}
-
 func contract(t *testing.T, srv *s3test.Server) {
 	t.Run("Plain", func(t *testing.T) {
 		storetest.Run(t, func(t testing.TB) store.Store { return open(t, options(t, srv, srv.Endpoint)) })
