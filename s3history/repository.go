@@ -196,6 +196,11 @@ func openKey(ctx context.Context, s store.Store, key string, size int64, identit
 	if err != nil {
 		return w, err
 	}
+	return parseKey(key, box, identities)
+}
+
+// parseKey opens the bytes of the key file of that name.
+func parseKey(key string, box []byte, identities []age.Identity) (w WriterIdentity, err error) {
 	plain, err := seal.OpenWith(identities, box)
 	if err != nil {
 		return w, fmt.Errorf("%s: %w", key, err)

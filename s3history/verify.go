@@ -5,9 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"maps"
+	"slices"
 	"strings"
 
 	"filippo.io/age"
@@ -21,7 +24,10 @@ import (
 type VerifyOptions struct {
 	ReadData   bool           // read every object and compare its hash with its name
 	Identities []age.Identity // also decrypt, and compare content ids; implies ReadData
-	Step       func(objects int, bytes int64)
+	// KeyIdentities open the writer's key files. Where there are none, or none that
+	// does, the copies of a key file are compared with one another.
+	KeyIdentities []age.Identity
+	Step          func(objects int, bytes int64)
 }
 
 // A VerifyResult is what Verify saw.
@@ -42,14 +48,14 @@ type Damage struct {
 
 func (d Damage) Error() string { return d.Key + ": " + d.Err.Error() }
 
-// Verify compares what is stored with what the history names: every pack that the
-// catalog knows, both copies of every manifest of the index. It yields each damage;
-// an error that ends it is yielded as a Damage without a key. result is valid when
-// the iteration has ended.
+// Verify compares what is stored with what the history names: secrate.json, both copies
+// of the writer's key files and of every manifest of the index, every pack that the
+// catalog knows. It yields each damage; an error that ends it is yielded as a Damage
+// without a key. result is valid when the iteration has ended.
 func Verify(ctx context.Context, s store.Store, x *Index, cat *catalog.DB, o VerifyOptions, result *VerifyResult) iter.Seq[Damage] {
 	return func(yield func(Damage) bool) {
 		v := &verifier{ctx: ctx, store: s, x: x, cat: cat, o: o, result: result, yield: yield}
-		if v.manifests() {
+		if v.config() && v.keys() && v.manifests() {
 			v.packs()
 		}
 	}
@@ -71,6 +77,138 @@ func (v *verifier) saw(o store.Object) {
 	if v.o.Step != nil {
 		v.o.Step(v.result.Objects, v.result.Bytes)
 	}
+}
+
+// config checks secrate.json. Nothing is lost with it, since its id is in every key file.
+// It reports whether to go on.
+func (v *verifier) config() bool {
+	o, err := v.store.Stat(v.ctx, configKey)
+	if errors.Is(err, store.ErrPermission) {
+		return true // a writer need not be allowed to look
+	}
+	if err == nil {
+		v.saw(o)
+		v.result.Read += o.Size
+		var id RepoID
+		if id, err = ReadRepoID(v.ctx, v.store); err == nil && id != v.x.writer.Repo {
+			err = fmt.Errorf("is of repository %s, and the writer of %s: %w", id, v.x.writer.Repo, ErrFormat)
+		}
+	}
+	return err == nil || v.metadata(Damage{Key: configKey, Err: err, Copy: true})
+}
+
+// metadata yields the damage of an object of which the name does not tell the bytes,
+// unless it is the store that failed.
+func (v *verifier) metadata(d Damage) bool {
+	if !errors.Is(d.Err, store.ErrNotExist) && !errors.Is(d.Err, ErrFormat) && !errors.Is(d.Err, ErrNoRepository) {
+		v.yield(Damage{Err: d.Err})
+		return false
+	}
+	return v.yield(d)
+}
+
+// keys checks both copies of the writer's key files. It reports whether to go on.
+func (v *verifier) keys() bool {
+	w := v.x.writer
+	numbers := map[string]bool{"1": true} // there is always the first
+	for _, prefix := range keyPrefixes {
+		for o, err := range v.store.List(v.ctx, prefix+w.ID+"/") {
+			if errors.Is(err, store.ErrPermission) {
+				return true
+			} else if err != nil {
+				v.yield(Damage{Err: err})
+				return false
+			}
+			numbers[strings.TrimPrefix(o.Key, prefix+w.ID+"/")] = true
+		}
+	}
+	for _, n := range slices.Sorted(maps.Keys(numbers)) {
+		if !v.keyFile(w.ID + "/" + n) {
+			return false
+		}
+	}
+	return true
+}
+
+// keyFile checks both copies of one key file. It reports whether to go on.
+func (v *verifier) keyFile(name string) bool {
+	var bad []Damage
+	type copy struct {
+		key    string
+		box    []byte
+		opened bool
+	}
+	var readable []copy
+	opened := false
+	for _, prefix := range keyPrefixes {
+		c := copy{key: prefix + name}
+		var err error
+		if c.box, err = v.readKey(c.key); errors.Is(err, store.ErrPermission) {
+			return true
+		}
+		if err == nil && len(v.o.KeyIdentities) > 0 {
+			c.opened, err = v.opens(c.key, c.box)
+			opened = opened || c.opened
+		}
+		if err != nil {
+			bad = append(bad, Damage{Key: c.key, Err: err})
+		} else {
+			readable = append(readable, c)
+		}
+	}
+	good := 0
+	differ := len(readable) > 1 && !bytes.Equal(readable[0].box, readable[1].box)
+	for _, c := range readable {
+		switch {
+		case opened && !c.opened:
+			bad = append(bad, Damage{Key: c.key, Err: fmt.Errorf("does not open, and its other copy does: %w", ErrFormat)})
+		case differ && !opened:
+			bad = append(bad, Damage{Key: c.key, Err: fmt.Errorf("differs from its other copy; with --identity verify tells which is whole: %w", ErrFormat)})
+			good++ // one of them, perhaps
+		default:
+			good++
+		}
+	}
+	for _, d := range bad {
+		d.Copy = good > 0
+		if !v.metadata(d) {
+			return false
+		}
+	}
+	return true
+}
+
+// opens reports whether a key file opens and holds the writer's key. That no identity
+// is for it is no error.
+func (v *verifier) opens(key string, box []byte) (bool, error) {
+	k, err := parseKey(key, box, v.o.KeyIdentities)
+	switch w := v.x.writer; {
+	case errors.Is(err, seal.ErrNoIdentity):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("%w: %w", ErrFormat, err)
+	case k.ID != w.ID || k.Repo != w.Repo || k.Key != w.Key:
+		return false, fmt.Errorf("holds another key: %w", ErrFormat)
+	}
+	return true, nil
+}
+
+// readKey reads a key file, which must at least begin as one.
+func (v *verifier) readKey(key string) ([]byte, error) {
+	o, err := v.store.Stat(v.ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	v.saw(o)
+	if o.Size > seal.MaxSealed {
+		return nil, fmt.Errorf("%d bytes: %w", o.Size, ErrFormat)
+	}
+	v.result.Read += o.Size
+	box, err := getRange(v.ctx, v.store, key, 0, o.Size)
+	if err == nil && !bytes.HasPrefix(box, []byte("age-encryption.org/")) {
+		err = fmt.Errorf("is no age file: %w", ErrFormat)
+	}
+	return box, err
 }
 
 // manifests checks both copies of every manifest object. It reports whether to go on.
@@ -256,7 +394,7 @@ func (v *verifier) checkPack(p catalog.Pack, obj []byte) error {
 		return err
 	}
 	content := w.Key.Derive(labelContent, w.Repo[:])
-	slices := index.Slices
+	left := index.Slices
 	for n := range r.pack.Blobs {
 		off := r.offs[n]
 		end := off + int64(r.pack.Blobs[n].Length)
@@ -267,9 +405,9 @@ func (v *verifier) checkPack(p catalog.Pack, obj []byte) error {
 		if err != nil {
 			return err
 		}
-		for len(slices) > 0 && slices[0].Blob == uint32(n) {
-			s := slices[0]
-			slices = slices[1:]
+		for len(left) > 0 && left[0].Blob == uint32(n) {
+			s := left[0]
+			left = left[1:]
 			if uint64(s.Offset)+uint64(s.Length) > uint64(len(data)) {
 				return fmt.Errorf("slice of %d bytes at %d of blob %d: %w", s.Length, s.Offset, n, ErrFormat)
 			}
@@ -279,8 +417,8 @@ func (v *verifier) checkPack(p catalog.Pack, obj []byte) error {
 			}
 		}
 	}
-	if len(slices) > 0 {
-		return fmt.Errorf("slice at %d of blob %d: not where the index has it: %w", slices[0].Offset, slices[0].Blob, ErrFormat)
+	if len(left) > 0 {
+		return fmt.Errorf("slice at %d of blob %d: not where the index has it: %w", left[0].Offset, left[0].Blob, ErrFormat)
 	}
 	return nil
 }

@@ -19,7 +19,8 @@ func newVerify(a *app) *cobra.Command {
 		Use:   "verify",
 		Short: "Check that all that the history names is stored, and whole",
 		Long: `Compare every object that the history names with what is stored: whether it is there
-and as long as it should be. With --read-data every object is read and its SHA-256
+and as long as it should be; and look whether secrate.json and the writer's key can be
+read. With --read-data every object is read and its SHA-256
 compared with its name, which takes no identity. With --identity everything is also
 decrypted and its content ids compared; SECRATE_IDENTITY does not do that by itself.
 
@@ -60,7 +61,7 @@ func (a *app) verify(ctx context.Context, f readFlags, readData bool) error {
 		return err
 	}
 	v := &verification{a: a, h: h, out: a.display.Results(a.stdout)}
-	v.options = s3history.VerifyOptions{ReadData: readData}
+	v.options = s3history.VerifyOptions{ReadData: readData, KeyIdentities: h.identities}
 	if len(f.identities) > 0 {
 		v.options.Identities = h.identities
 	}
