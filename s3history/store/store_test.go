@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -24,10 +25,49 @@ func put(ctx context.Context, s store.Store, key string, size int) error {
 
 func TestContract(t *testing.T) {
 	newStore := func(testing.TB) store.Store {
-		return store.Observe(store.Limit(storetest.NewMem(), 1<<30), store.Observer{})
+		log := slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		return store.Observe(store.Limit(store.Log(storetest.NewMem(), log), 1<<30), store.Observer{})
 	}
 	storetest.Run(t, newStore)
 	storetest.RunExclusive(t, newStore)
+}
+
+func TestLog(t *testing.T) {
+	var out strings.Builder
+	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey || a.Key == slog.LevelKey || a.Key == "took" {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	s := store.Log(storetest.NewMem(), log)
+	ctx := t.Context()
+	if err := put(ctx, s, "a", 100); err != nil {
+		t.Fatal(err)
+	}
+	rc, err := s.Get(ctx, "a", 10, 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, rc); err != nil {
+		t.Fatal(err)
+	}
+	rc.Close()
+	rc.Close()
+	s.Stat(ctx, "b")
+	for range s.List(ctx, "a") {
+	}
+	want := `msg=store op=put key=a size=100
+msg=store op=get key=a size=20
+msg=store op=stat key=b size=0 error="stat b at mem:: no such object"
+msg=store op=list key=a size=1
+`
+	if got := out.String(); got != want {
+		t.Errorf("logged:\n%s\nwant:\n%s", got, want)
+	}
+	if s := storetest.NewMem(); store.Log(s, nil) != store.Store(s) {
+		t.Error("wrapped where nobody hears")
+	}
 }
 
 func TestCheckKey(t *testing.T) {

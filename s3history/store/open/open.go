@@ -32,7 +32,7 @@ type Options struct {
 	ConditionalPut bool
 	// Observer hears of what is sent and received.
 	Observer store.Observer
-	// Log hears of retries; nil means nobody does.
+	// Log hears of retries and, at level debug, of every request; nil means nobody does.
 	Log *slog.Logger
 }
 
@@ -46,7 +46,7 @@ func Store(ctx context.Context, address string, o Options) (store.Store, error) 
 	if err != nil {
 		return nil, err
 	}
-	s = store.Limit(s, o.UploadLimit)
+	s = store.Limit(store.Log(s, o.Log), o.UploadLimit)
 	if o.Observer.Sent != nil || o.Observer.Stored != nil || o.Observer.Received != nil {
 		s = store.Observe(s, o.Observer)
 	}
