@@ -79,6 +79,15 @@ func (v *verifier) saw(o store.Object) {
 	}
 }
 
+// reads reports whether all there is is to be read, not only what no name tells of.
+func (v *verifier) reads() bool { return v.o.ReadData || v.o.Identities != nil }
+
+func (v *verifier) read(n int64) {
+	if v.reads() {
+		v.result.Read += n
+	}
+}
+
 // config checks secrate.json. Nothing is lost with it, since its id is in every key file.
 // It reports whether to go on.
 func (v *verifier) config() bool {
@@ -88,7 +97,7 @@ func (v *verifier) config() bool {
 	}
 	if err == nil {
 		v.saw(o)
-		v.result.Read += o.Size
+		v.read(o.Size)
 		var id RepoID
 		if id, err = ReadRepoID(v.ctx, v.store); err == nil && id != v.x.writer.Repo {
 			err = fmt.Errorf("is of repository %s, and the writer of %s: %w", id, v.x.writer.Repo, ErrFormat)
@@ -203,7 +212,7 @@ func (v *verifier) readKey(key string) ([]byte, error) {
 	if o.Size > seal.MaxSealed {
 		return nil, fmt.Errorf("%d bytes: %w", o.Size, ErrFormat)
 	}
-	v.result.Read += o.Size
+	v.read(o.Size)
 	box, err := getRange(v.ctx, v.store, key, 0, o.Size)
 	if err == nil && !bytes.HasPrefix(box, []byte("age-encryption.org/")) {
 		err = fmt.Errorf("is no age file: %w", ErrFormat)
@@ -274,11 +283,11 @@ func (v *verifier) manifest(n metaName, listed []map[metaName]int64) bool {
 			continue
 		}
 		v.saw(store.Object{Key: key, Size: size})
-		if v.o.ReadData || v.o.Identities != nil {
+		if v.reads() {
 			if _, err := getObject(v.ctx, v.store, key, n.sha, maxManifestObj); err != nil {
 				bad = append(bad, Damage{Key: key, Err: err})
 			}
-			v.result.Read += size
+			v.read(size)
 		}
 	}
 	for _, d := range bad {
@@ -320,9 +329,9 @@ func (v *verifier) packs() {
 			bad = fmt.Errorf("%d bytes instead of %d: %w", o.Size, p.Size, ErrFormat)
 		default:
 			v.saw(o)
-			if v.o.ReadData || v.o.Identities != nil {
+			if v.reads() {
 				bad = v.readPack(p, key, o.Size)
-				v.result.Read += o.Size
+				v.read(o.Size)
 			}
 		}
 		if v.ctx.Err() != nil {
