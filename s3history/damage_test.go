@@ -162,6 +162,14 @@ func unhex(t *testing.T, s string) []byte {
 	return b[:]
 }
 
+// needs reports whether the bytes of a part are in a pack, or are made of some that are.
+func needs(p catalog.Part, pack catalog.PackID) bool {
+	if q := p.Patch; q != nil {
+		return q.Pack == pack || slices.ContainsFunc(q.Base, func(b catalog.Part) bool { return needs(b, pack) })
+	}
+	return p.Pack == pack
+}
+
 // filesOf returns the files of a snapshot that have bytes in a pack, found by looking
 // at all of them.
 func filesOf(t *testing.T, v catalog.View, seq uint64, pack catalog.PackID) map[string]bool {
@@ -172,7 +180,7 @@ func filesOf(t *testing.T, v catalog.View, seq uint64, pack catalog.PackID) map[
 			must(0, err)
 			p := path + "/" + ch.Name
 			for _, e := range must(v.Extents(ch.Node, 0, math.MaxInt64)) {
-				if e.Pack == pack {
+				if needs(e.Part, pack) {
 					found[fmt.Sprintf("#%d %s", seq, p)] = true
 				}
 			}
