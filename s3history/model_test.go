@@ -302,6 +302,7 @@ func (m *modelRun) attr(kind filetree.Kind) filetree.Attr {
 	if m.r.IntN(3) == 0 {
 		a.Ctime, a.Btime = filetree.Time{Sec: -m.r.Int64N(1e10), Nsec: 1}, filetree.Time{Sec: 5}
 		a.Flags, a.Ino, a.Gen = m.r.Uint32(), m.r.Uint64(), m.r.Uint64N(3)
+		a.Incomplete = m.r.IntN(4) == 0
 	}
 	for i := range m.r.IntN(3) {
 		a.Xattrs = append(a.Xattrs, filetree.Xattr{Name: fmt.Sprint("user.", i), Value: []byte(strings.Repeat("v", m.r.IntN(30)))})

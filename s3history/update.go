@@ -490,6 +490,9 @@ func (u *Update) putPiece(n filetree.NodeID, p Piece) error {
 			return u.put(n, p.Offset, parts, p.CID[:])
 		}
 	}
+	if len(p.Items) == 1 && p.Items[0].Hole > 0 {
+		return u.punchHole(n, p.Offset, p.Items[0].Hole)
+	}
 	var parts []catalog.Part
 	var recs []partRec
 	kept := false
@@ -1215,7 +1218,7 @@ func (u *Update) finishNode(n filetree.NodeID) error {
 			return err
 		}
 	}
-	if a.Kind != filetree.Dir {
+	if a.Kind != filetree.Dir && !u.isAdded(n) { // which Add has counted
 		u.stats.Files++
 	}
 	return u.maybeFlush()

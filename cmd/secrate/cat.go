@@ -28,7 +28,8 @@ Exit statuses:
 
     0  all of the file was written
     2  usage, such as no identity
-    3  it was not, or only its beginning`,
+    3  it was not, or only its beginning, or not all of it could be read when the
+       snapshot was made`,
 		Example: `  secrate cat home:docs/letter.txt --at "2026-11-20 15:04" --identity secrate.key
   secrate cat :etc/fstab --repo /mnt/disk/secrate --identity secrate.key`,
 		Args: arguments(1, 1, "a path as NAME:PATH"),
@@ -78,5 +79,9 @@ func (a *app) cat(ctx context.Context, f readFlags, arg, at string) error {
 	if err := content.WriteFile(ctx, r.view, node, attr.Size, w); err != nil {
 		return fmt.Errorf("%s: %w", progress.Printable(arg), err)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil || !attr.Incomplete {
+		return err
+	}
+	return hinted(fmt.Errorf("%s: not all of it could be read when #%d was made: where it could not, zeros are written", progress.Printable(arg), r.snap.Seq),
+		"an earlier snapshot may have all of it: secrate snapshots %s", r.past.name)
 }

@@ -194,6 +194,7 @@ type entryObject struct {
 	TargetBytes string  `json:"target_base64,omitempty"`
 	Major       *uint32 `json:"major,omitempty"`
 	Minor       *uint32 `json:"minor,omitempty"`
+	Incomplete  bool    `json:"incomplete,omitempty"` // not all of it could be read
 }
 
 // entry writes one entry. Its path is relative to the source.
@@ -203,7 +204,7 @@ func (l *lister) entry(path, shown string, a *filetree.Attr) error {
 	}
 	o := entryObject{
 		Type: a.Kind.String(), Mode: fmt.Sprintf("%04o", a.Mode), UID: a.UID, GID: a.GID, User: l.users[a.UID], Group: l.groups[a.GID],
-		Size: a.Size, Mtime: when.FormatTime(a.Mtime.Time()), Ctime: when.FormatTime(a.Ctime.Time()),
+		Size: a.Size, Incomplete: a.Incomplete, Mtime: when.FormatTime(a.Mtime.Time()), Ctime: when.FormatTime(a.Ctime.Time()),
 	}
 	o.Path, o.PathBytes = jsonName(path)
 	o.Target, o.TargetBytes = jsonName(a.Target)
@@ -224,6 +225,9 @@ func (l *lister) line(shown string, a *filetree.Attr) error {
 	name := l.namer.name(shown)
 	if a.Kind == filetree.Symlink {
 		name += " -> " + l.namer.name(a.Target)
+	}
+	if a.Incomplete {
+		name += "  (incomplete: not all of it could be read)"
 	}
 	_, err := fmt.Fprintf(l.w, "%s %-8s %-8s %12s %s %s\n", modeText(a), owner(l.users, a.UID), owner(l.groups, a.GID), size, localTime(a.Mtime.Time()), name)
 	return err

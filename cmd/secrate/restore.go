@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -91,9 +92,15 @@ func (a *app) restore(ctx context.Context, f readFlags, o restoreOptions) error 
 	a.onInterrupt = "what was restored stays; the same command with --into-existing goes on"
 	step := a.display.Step(progress.Bytes)
 	out := a.display.Results(a.stdout)
+	var incomplete int64
 	res, err := restore.Run(ctx, restore.Options{
 		Catalog: r.db, View: r.view, Content: content, Path: r.path, To: o.to, IntoExisting: o.intoExisting, Progress: step,
-		Failed: func(f restore.Failure) { a.reportFailure(out, f) },
+		Failed: func(f restore.Failure) {
+			if errors.Is(f.Err, restore.ErrIncomplete) {
+				incomplete++
+			}
+			a.reportFailure(out, f)
+		},
 	})
 	step.Done(err)
 	if err != nil {
@@ -112,11 +119,17 @@ func (a *app) restore(ctx context.Context, f readFlags, o restoreOptions) error 
 		_, err = fmt.Fprintf(out, "%s: #%d of %s restored into %s: %s\n", r.past.name, r.snap.Seq, localTime(r.snap.Info.Time.Time()),
 			progress.Printable(o.to), restoredCounts(res))
 	}
-	if err == nil && res.Failures > 0 {
-		a.fail(ctx, fmt.Errorf("%s could not be restored", count(res.Failures, "file")))
-		return exitError(exitPartly)
+	if err != nil || res.Failures == 0 {
+		return err
 	}
-	return err
+	if failed := res.Failures - incomplete; failed > 0 {
+		a.fail(ctx, fmt.Errorf("%s could not be restored", count(failed, "file")))
+	}
+	if incomplete > 0 {
+		a.fail(ctx, hinted(fmt.Errorf("%s incomplete since #%d or before", count(incomplete, "file"), r.snap.Seq),
+			"an earlier snapshot may have them whole: secrate snapshots %s", r.past.name))
+	}
+	return exitError(exitPartly)
 }
 
 // A restoredObject is what --json says at the end of a restore.
@@ -168,7 +181,11 @@ func (a *app) reportNotes(notes []localfs.Note) {
 
 // reportFailure names what could not be restored.
 func (a *app) reportFailure(out io.Writer, f restore.Failure) {
-	a.say("error", fmt.Sprintf("not restored: %s: %v", progress.Printable(f.Path), f.Err))
+	what := "not restored"
+	if errors.Is(f.Err, restore.ErrIncomplete) {
+		what = "restored in part"
+	}
+	a.say("error", fmt.Sprintf("%s: %s: %v", what, progress.Printable(f.Path), f.Err))
 	if !a.json {
 		return
 	}

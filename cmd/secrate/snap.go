@@ -208,7 +208,10 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 	r.watch.done(err)
 	fresh, ferr := wr.since(before, r.Name)
 	r.err = errors.Join(err, ferr)
-	r.worse = a.reportUnread(r.Name, res)
+	if r.worse = a.reportUnread(r.Name, res); r.worse {
+		a.fail(ctx, hinted(fmt.Errorf("%s: %s could not be read, or not whole", r.Name, count(res.Failures, "file")),
+			"what could be read is kept; it is tried again with each snapshot"))
+	}
 	head, sent := before, int64(0)
 	for _, snap := range fresh {
 		a.reportCommitted(out, snap)

@@ -22,6 +22,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/crashpoint"
 	"github.com/secrate/secrate/internal/exclude"
 	"github.com/secrate/secrate/internal/filetree"
@@ -44,9 +45,14 @@ type Volume interface {
 	// Changes applies to u what changed from base to s, without file data: for that it
 	// calls Changed. The lists it returns are paths that have to be looked at again
 	// because of excludes: unknown where content or attributes are not known, moved
-	// where a directory now is.
+	// where a directory now is. An error that wraps [ErrMisfit] says that u is not what
+	// base was.
 	Changes(ctx context.Context, s, base Snapshot, u *s3history.Update, excluded func(string, bool) bool) (unknown, moved []string, err error)
 }
+
+// ErrMisfit is wrapped by an error of Volume.Changes: the changes cannot be made in what
+// the history has of the base.
+var ErrMisfit = errors.New("the history has not what the changes start from")
 
 // A Snapshot is one that a Volume took.
 type Snapshot struct {
@@ -247,24 +253,17 @@ func (j *Job) upload(ctx context.Context, v Volume, s Snapshot, all []Snapshot, 
 		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("the clock was set back: snapshot %s is of %s, before #%d of %s; it is kept as #%d, and --at finds the highest number not after its time",
 			s.Name, s.Time.Format(time.RFC3339), head.Seq, head.Info.Time.Time().Format(time.RFC3339), head.Seq+1))
 	}
-	u, err := j.w.Begin(ctx, source, s3history.SnapshotInfo{
-		Time: filetree.TimeOf(s.Time), Origin: s.Name, GUID: s.GUID, Exclude: j.o.Exclude, Host: j.o.Host,
-	})
-	if err != nil {
-		return false, err
-	}
-	defer u.Abort()
 	tree, err := localfs.Open(s.Path)
 	if err != nil {
 		return false, err
 	}
 	defer tree.Close()
-	j.o.Observer.Phase(j.o.Source, "reading")
-	if err := j.read(ctx, v, u, s, all, head, tree, res); err != nil {
-		return false, err
+	done, err := j.commit(ctx, v, source, s, all, head, tree, res)
+	if errors.Is(err, ErrMisfit) {
+		// A node could not be read at all, perhaps, and is now spoken of.
+		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("reading everything, and uploading only what is not known yet: %v", err))
+		done, err = j.commit(ctx, v, source, s, nil, head, tree, res)
 	}
-	j.o.Observer.Phase(j.o.Source, "committing")
-	done, err := u.Commit()
 	if errors.Is(err, s3history.ErrUnchanged) {
 		return false, nil
 	} else if err != nil {
@@ -272,6 +271,25 @@ func (j *Job) upload(ctx context.Context, v Volume, s Snapshot, all []Snapshot, 
 	}
 	res.Committed = append(res.Committed, done)
 	return true, nil
+}
+
+// commit makes a snapshot a point in time of the history: from the base, if it is among
+// all, else by reading everything.
+func (j *Job) commit(ctx context.Context, v Volume, source catalog.Source, s Snapshot, all []Snapshot, head s3history.Snapshot,
+	tree *localfs.Tree, res *Result) (s3history.Snapshot, error) {
+	u, err := j.w.Begin(ctx, source, s3history.SnapshotInfo{
+		Time: filetree.TimeOf(s.Time), Origin: s.Name, GUID: s.GUID, Exclude: j.o.Exclude, Host: j.o.Host,
+	})
+	if err != nil {
+		return s3history.Snapshot{}, err
+	}
+	defer u.Abort()
+	j.o.Observer.Phase(j.o.Source, "reading")
+	if err := j.read(ctx, v, u, s, all, head, tree, res); err != nil {
+		return s3history.Snapshot{}, err
+	}
+	j.o.Observer.Phase(j.o.Source, "committing")
+	return u.Commit()
 }
 
 // read brings what is in the snapshot into the update.
@@ -282,7 +300,7 @@ func (j *Job) read(ctx context.Context, v Volume, u *s3history.Update, s Snapsho
 		return err
 	}
 	j.warnNested(ctx, v, u)
-	return r.saveOutside()
+	return errors.Join(r.saveOutside(), r.saveAgain())
 }
 
 // warnNested names what looks like a part of the source and is not, once each.
@@ -313,6 +331,8 @@ func (j *Job) bring(ctx context.Context, v Volume, u *s3history.Update, s Snapsh
 		return r.walk()
 	case head.Partial:
 		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("#%d is partial: going on with what is missing", head.Seq))
+		return r.walk()
+	case all == nil:
 		return r.walk()
 	case i < 0:
 		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("the local snapshot %s of #%d is gone: reading everything, and uploading only what is not known yet",

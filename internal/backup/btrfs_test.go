@@ -1,6 +1,7 @@
 package backup_test
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -12,9 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/btrfsvolume"
 	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/s3history"
 	snapbtrfs "github.com/secrate/secrate/snapshot/btrfs"
 	"github.com/secrate/secrate/testenv/loopfs"
@@ -63,13 +67,7 @@ func subvolume(t testing.TB) string {
 // snap takes a snapshot and uploads it.
 func (f *fixture) snap(j *backup.Job, v backup.Volume) backup.Result {
 	f.t.Helper()
-	if _, err := j.Take(f.t.Context(), v); err != nil {
-		f.t.Fatal(err)
-	}
-	res, err := j.Upload(f.t.Context(), v)
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	res := f.snapUnread(j, v)
 	for _, p := range res.Failed {
 		f.t.Error(p)
 	}
@@ -245,6 +243,218 @@ func TestCopyOfChanged(t *testing.T) {
 	}
 	if n := put("copy"); n > 4096 {
 		t.Errorf("a copy: %d uploaded", n)
+	}
+}
+
+// TestUnreadable damages blocks of files on the disk, in the first snapshot and in a later
+// one. What can be read is kept, each snapshot says what could not, and a file that is
+// mended is whole in the next.
+func TestUnreadable(t *testing.T) {
+	fs := loopfs.New(t, loopfs.Btrfs, loopfs.Options{})
+	dir := newSubvolume(t, filepath.Join(fs.Dir, "sub"))
+	f := newFixture(t)
+	v, err := btrfsvolume.Open(f.identity.ID, "s", dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := f.job("s")
+	rng := rand.NewChaCha8([32]byte{2})
+	noise := func(n int) []byte {
+		b := make([]byte, n)
+		rng.Read(b)
+		return b
+	}
+	src := f.source("s")
+	// check takes a snapshot in which just the files of want are incomplete.
+	check := func(what string, want map[string][]byte, incomplete ...string) {
+		t.Helper()
+		res := f.snapUnread(j, v)
+		if len(res.Committed) != 1 {
+			t.Fatalf("%s: %+v", what, res)
+		}
+		var failed []string
+		for _, line := range res.Failed {
+			name, _, _ := strings.Cut(line, ":")
+			failed = append(failed, name)
+		}
+		slices.Sort(failed)
+		if !slices.Equal(failed, incomplete) {
+			t.Errorf("%s: not read: %q, want %q", what, res.Failed, incomplete)
+		}
+		view := f.cat.At(src.ID, res.Committed[0].Seq)
+		for name, content := range want {
+			n, err := view.Resolve([]string{name})
+			if err != nil {
+				t.Fatalf("%s: %s: %v", what, name, err)
+			}
+			a, err := view.Attr(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got bytes.Buffer
+			if err := s3history.NewContent(f.store, f.identity, f.cat, f.identities).WriteFile(t.Context(), view, n, a.Size, &got); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got.Bytes(), content) {
+				t.Errorf("%s: %s is not what could be read", what, name)
+			}
+			if a.Incomplete != slices.Contains(incomplete, name) {
+				t.Errorf("%s: %s is incomplete: %v", what, name, a.Incomplete)
+			}
+		}
+	}
+	write := func(name string, data []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage := func(block []byte) {
+		t.Helper()
+		if err := fs.Damage(block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lacking := func(data []byte, at int) []byte {
+		b := bytes.Clone(data)
+		clear(b[at : at+4096])
+		return b
+	}
+
+	first, later, other := noise(3<<20), noise(1<<20+50_000), noise(20_000)
+	write("first", first)
+	write("later", later)
+	write("other", other)
+	damage(first[1<<20+8192:][:4096])
+	want := map[string][]byte{"first": lacking(first, 1<<20+8192), "later": later, "other": other}
+	check("damaged when it was new", want, "first")
+	if res := f.snapUnread(j, v); !res.Unchanged || res.Failures != 1 {
+		t.Errorf("nothing changed: %+v", res)
+	}
+	write("other", other[:100])
+	want["other"] = other[:100]
+	check("damaged still", want, "first")
+
+	file, err := os.OpenFile(filepath.Join(dir, "later"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh := noise(8192)
+	if _, err := file.WriteAt(fresh, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	copy(later[1<<20:], fresh)
+	damage(fresh[4096:])
+	want["later"] = lacking(later, 1<<20+4096)
+	check("damaged when it was changed", want, "first", "later")
+
+	write("first", first)
+	want["first"] = first
+	check("one mended", want, "later")
+	write("later", later)
+	want["later"] = later
+	check("both mended", want)
+}
+
+// snapUnread is snap where files cannot be read.
+func (f *fixture) snapUnread(j *backup.Job, v backup.Volume) backup.Result {
+	f.t.Helper()
+	if _, err := j.Take(f.t.Context(), v); err != nil {
+		f.t.Fatal(err)
+	}
+	res, err := j.Upload(f.t.Context(), v)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return res
+}
+
+// TestManyXattrs keeps a node with more extended attributes than fit, without them.
+func TestManyXattrs(t *testing.T) {
+	dir := subvolume(t)
+	f := newFixture(t)
+	v, err := btrfsvolume.Open(f.identity.ID, "s", dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := f.job("s")
+	file := filepath.Join(dir, "file")
+	for _, name := range []string{file, filepath.Join(dir, "other")} {
+		if err := os.WriteFile(name, []byte("content"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	value := make([]byte, 15_000)
+	for i := range 300 {
+		if err := unix.Setxattr(file, fmt.Sprintf("user.%d", i), value, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 2 { // by a walk, by an increment
+		res := f.snapUnread(j, v)
+		if len(res.Committed) != 1 || len(res.Failed) != 1 || !strings.HasPrefix(res.Failed[0], "file: not all of it is kept: ") {
+			t.Fatalf("%+v", res)
+		}
+		view := f.cat.At(f.source("s").ID, res.Committed[0].Seq)
+		n, err := view.Resolve([]string{"file"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, err := view.Attr(n); err != nil || !a.Incomplete || len(a.Xattrs) > 0 || a.Size != int64(7+i) {
+			t.Errorf("#%d: %+v, %v", i+1, a, err)
+		}
+		if err := os.WriteFile(file, []byte("contents"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestMisfit takes a file out of the history behind the back of the file system: the next
+// increment speaks of it and does not fit. All is read then, and it is there again.
+func TestMisfit(t *testing.T) {
+	dir := subvolume(t)
+	f := newFixture(t)
+	var said []string
+	j, err := backup.New(backup.Options{Writer: f.w, Source: "s", Observer: hearer{logger{t}, &said}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := btrfsvolume.Open(f.identity.ID, "s", dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"lost", "kept"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	res := f.snap(j, v)
+	src := f.source("s")
+	u, err := f.w.Begin(t.Context(), src, res.Committed[0].Info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.RemoveName(filetree.RootNode, "lost"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "lost"), []byte("found"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	res = f.snap(j, v)
+	if len(said) != 1 || !strings.HasPrefix(said[0], "reading everything") {
+		t.Errorf("warned of %q", said)
+	}
+	view := f.cat.At(src.ID, res.Committed[0].Seq)
+	for _, name := range []string{"lost", "kept"} {
+		if _, err := view.Resolve([]string{name}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -2,6 +2,9 @@ package backup
 
 import (
 	"context"
+	"errors"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/delta"
@@ -56,6 +59,9 @@ func (d *differ) segment(ctx context.Context, s filetree.Segment) error {
 func (d *differ) piece(ctx context.Context, off, length int64) error {
 	// The recorder keeps the bytes until they are in a blob: a new buffer for each.
 	data, err := readFull(d.f, make([]byte, length), off)
+	if unreadable(err) {
+		return d.salvage(ctx, off, length, err)
+	}
 	if err != nil || len(data) == 0 {
 		return err
 	}
@@ -84,13 +90,61 @@ func (d *differ) piece(ctx context.Context, off, length int64) error {
 	return d.t.send(ctx, p)
 }
 
+// salvageBlock is how much is given up for one fault: a Btrfs checksum is of so much, and
+// disks have no larger sectors.
+const salvageBlock = 4096
+
+// salvage sends what can be read of a piece. The rest becomes a hole, and the file is
+// incomplete.
+func (d *differ) salvage(ctx context.Context, off, length int64, cause error) error {
+	d.t.lack(cause)
+	data := make([]byte, length)
+	start := int64(0) // of what could be read up to from
+	run := func(to int64) error {
+		if start == to {
+			return nil
+		}
+		p := s3history.Piece{Offset: off + start, Items: []s3history.Item{{Data: data[start:to]}}}
+		if to-start >= s3history.MinContent {
+			p.CID = d.r.u.ContentID(data[start:to])
+			p.Items[0].CID = p.CID
+		}
+		d.r.j.o.Observer.Seen(0, to-start)
+		return d.t.send(ctx, p)
+	}
+	for from := int64(0); from < length; {
+		// Blocks are those of the file: off may be in the midst of one.
+		to := min(from+salvageBlock-(off+from)%salvageBlock, length)
+		switch _, err := readFull(d.f, data[from:to], off+from); {
+		case unreadable(err):
+			if err := run(from); err != nil {
+				return err
+			}
+			if err := d.t.send(ctx, s3history.Piece{Offset: off + from, Items: []s3history.Item{{Hole: to - from}}}); err != nil {
+				return err
+			}
+			start = to
+		case err != nil:
+			return err
+		}
+		from = to
+	}
+	return run(length)
+}
+
+// unreadable reports whether the disk has not got what was asked for, or not as it was
+// written. Whatever else it has can be kept.
+func unreadable(err error) bool {
+	return errors.Is(err, unix.EIO) || errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EBADMSG)
+}
+
 // compare returns how data comes from the old file, or nil if it should be stored as
 // it is.
 func (d *differ) compare(off int64, data []byte) ([]s3history.Item, error) {
 	if d.oldF == nil {
 		var err error
 		if d.oldF, err = d.r.base.OpenFile(d.old.path); err != nil {
-			if vanished(err) {
+			if vanished(err) || unreadable(err) {
 				return nil, nil
 			}
 			return nil, err
@@ -108,14 +162,18 @@ func (d *differ) compare(off int64, data []byte) ([]s3history.Item, error) {
 	}
 	// In place first: it is all that most changes need, and touches the fewest old bytes.
 	base, at, err := d.oldBytes(off, off+int64(len(data)))
-	if err != nil {
+	if unreadable(err) {
+		return nil, nil // what is new is stored whole
+	} else if err != nil {
 		return nil, err
 	}
 	ops := d.d.Diff(base, data, delta.Options{CopyCost: itemCost, InPlace: int(off - at)})
 	if inserted(ops) > len(data)/16 {
 		from := off + d.shift - oldReach
 		base, at, err = d.oldBytes(from, off+d.shift+int64(len(data))+oldReach)
-		if err != nil {
+		if unreadable(err) {
+			return nil, nil
+		} else if err != nil {
 			return nil, err
 		}
 		in := min(max(off+d.shift-at, 0), int64(len(base)))

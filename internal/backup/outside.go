@@ -3,6 +3,7 @@ package backup
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -30,11 +31,23 @@ func (r *reader) linked(n filetree.NodeID, st *localfs.Stat) {
 // loadOutside returns the nodes with names outside the history, and whether they are
 // known at all: a catalog that was rebuilt knows none.
 func (r *reader) loadOutside() (nodes map[filetree.NodeID]bool, known bool, err error) {
-	nodes = map[filetree.NodeID]bool{}
 	if len(r.j.o.Exclude) == 0 {
-		return nodes, true, nil
+		return map[filetree.NodeID]bool{}, true, nil
 	}
-	b, err := r.u.Note("outside")
+	return r.loadNodes(noteOutside)
+}
+
+// The notes of nodes that every increment looks at.
+const (
+	noteOutside = "outside" // with names outside the history
+	noteAgain   = "again"   // that are incomplete
+)
+
+// loadNodes returns the nodes that a note of the snapshot before names, and whether there
+// is one.
+func (r *reader) loadNodes(note string) (nodes map[filetree.NodeID]bool, known bool, err error) {
+	nodes = map[filetree.NodeID]bool{}
+	b, err := r.u.Note(note)
 	if err != nil || b == nil {
 		return nodes, false, err
 	}
@@ -69,15 +82,32 @@ func (r *reader) saveOutside() error {
 			nodes[n] = true
 		}
 	}
+	return r.saveNodes(noteOutside, nodes)
+}
+
+// saveNodes keeps what loadNodes returns, with the snapshot that is being made.
+func (r *reader) saveNodes(note string, nodes map[filetree.NodeID]bool) error {
 	b := []byte{1} // never empty: an empty note is none
 	for _, n := range slices.Sorted(maps.Keys(nodes)) {
 		b = binary.AppendUvarint(b, uint64(n))
 	}
-	return r.u.SetNote("outside", b)
+	return r.u.SetNote(note, b)
 }
 
-// unspoken makes the task for a node with names outside, of which the stream says
-// nothing: nil if it is gone.
+// saveAgain notes the nodes that are incomplete, with the snapshot that is being made.
+func (r *reader) saveAgain() error {
+	for n := range r.again {
+		if _, err := r.u.View().Attr(n); errors.Is(err, filetree.ErrNotExist) {
+			delete(r.again, n)
+		} else if err != nil {
+			return err
+		}
+	}
+	return r.saveNodes(noteAgain, r.again)
+}
+
+// unspoken makes the task for a node that every increment looks at and of which the
+// stream says nothing: nil if it is gone.
 func (r *reader) unspoken(n filetree.NodeID) (*task, error) {
 	t, a, err := r.taskOf(n)
 	if t == nil {
@@ -97,6 +127,9 @@ func (r *reader) unspoken(n filetree.NodeID) (*task, error) {
 		r.lookFile(ctx, t, func() (*localfs.File, error) { return r.tree.OpenFile(t.path) }, nil, old, false)
 	}
 	t.record = func(t *task) error {
+		if unreadable(t.err) {
+			return r.incomplete(t.path, n, t.err)
+		}
 		if t.err != nil {
 			return fmt.Errorf("%s: %w", t.path, t.err)
 		}

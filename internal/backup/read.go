@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 
@@ -28,12 +29,13 @@ type reader struct {
 	res  *Result
 
 	links  map[uint64]filetree.NodeID // see walker
+	again  map[filetree.NodeID]bool   // incomplete nodes: to be looked at in every increment
 	nlinks map[filetree.NodeID]uint32 // of nodes looked at that have several names: how many
 	inodes []inode                    // see nodeOf; nil until it is asked for
 }
 
 func (j *Job) newReader(ctx context.Context, u *s3history.Update, tree *localfs.Tree, res *Result) *reader {
-	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res, links: map[uint64]filetree.NodeID{}}
+	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res, links: map[uint64]filetree.NodeID{}, again: map[filetree.NodeID]bool{}}
 }
 
 // A task is one node to be looked at. A worker fills in what it finds; the recorder
@@ -47,6 +49,7 @@ type task struct {
 	ready  chan struct{} // closed when stat and err are set
 	pieces chan s3history.Piece
 	broken error // why the pieces are not all there; set before they are closed
+	lacks  error // why the node is incomplete; set before they are closed
 
 	record func(t *task) error // by the recorder
 }
@@ -122,10 +125,28 @@ func (t *task) send(ctx context.Context, p s3history.Piece) error {
 	}
 }
 
-// found ends the first half of a look: stat and err stand.
+// manyXattrs is how many extended attributes a node may have without a look at whether
+// they are too much: none has more than 64 KiB.
+const manyXattrs = 32
+
+// found ends the first half of a look: stat and err stand. A node with more attributes
+// than a history can hold is kept without.
 func (t *task) found(st localfs.Stat, err error) {
 	t.stat, t.err = st, err
+	if a := &t.stat.Attr; len(a.Xattrs) > manyXattrs {
+		if err := catalog.CheckAttr(a); err != nil {
+			a.Xattrs, a.Incomplete = nil, true
+			t.lack(err)
+		}
+	}
 	close(t.ready)
+}
+
+// lack notes why the node is incomplete. A worker calls it.
+func (t *task) lack(err error) {
+	if t.lacks == nil {
+		t.lacks = err
+	}
 }
 
 // put records the pieces that come.
@@ -135,7 +156,22 @@ func (r *reader) put(t *task, n filetree.NodeID) error {
 			return fmt.Errorf("%s: %w", t.path, err)
 		}
 	}
-	return t.broken
+	if t.broken != nil {
+		return t.broken
+	}
+	if t.lacks != nil {
+		return r.incomplete(t.path, n, t.lacks)
+	}
+	delete(r.again, n)
+	return nil
+}
+
+// incomplete says of a node that not all of it could be read. It is looked at again in
+// the next snapshot: perhaps the disk has been mended.
+func (r *reader) incomplete(path string, n filetree.NodeID, err error) error {
+	r.res.fail(path, fmt.Errorf("not all of it is kept: %w", err))
+	r.again[n] = true
+	return r.u.SetAttr(n, func(a *filetree.Attr) { a.Incomplete = true })
 }
 
 // readFile sends what is in ranges of a file, all of it when they are nil. old is what
@@ -155,6 +191,9 @@ func (r *reader) readFile(ctx context.Context, t *task, f *localfs.File, ranges 
 			// A segment list is asked for a part at a time: it can be long.
 			to := min(from+segmentStep, rg.End(), size)
 			segs, err := f.Segments(from, to)
+			if unreadable(err) { // then it is found out which part of it is
+				segs, err = []filetree.Segment{{Range: filetree.Range{Offset: from, Length: to - from}}}, nil
+			}
 			if err != nil {
 				return err
 			}
@@ -217,6 +256,10 @@ func (r *reader) changes(unknown, moved []string) error {
 	if err != nil {
 		return err
 	}
+	if r.again, _, err = r.loadNodes(noteAgain); err != nil {
+		return err
+	}
+	maps.Copy(outside, r.again)
 	err = r.run(func(give func(*task) error) error {
 		for _, n := range nodes {
 			t, err := r.changed(n, outside[n])
@@ -282,6 +325,9 @@ func (r *reader) changed(n filetree.NodeID, whole bool) (*task, error) {
 		return nil, err
 	}
 	t.record = func(t *task) error {
+		if unreadable(t.err) {
+			return r.incomplete(t.path, n, t.err)
+		}
 		if t.err != nil {
 			return fmt.Errorf("%s: %w", t.path, t.err)
 		}
@@ -363,7 +409,7 @@ func (r *reader) findOld(n filetree.NodeID, fresh bool) (*oldFile, error) {
 		}
 	}
 	a, err := before.Attr(node)
-	if err != nil || a.Kind != filetree.File || a.Size == 0 {
+	if err != nil || a.Kind != filetree.File || a.Size == 0 || a.Incomplete { // then its bytes are not those of the base
 		return nil, ignoreNotExist(err)
 	}
 	names, err := before.Path(node)

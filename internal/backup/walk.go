@@ -57,7 +57,10 @@ func (w *walker) rootTask() *task {
 			if t.err != nil {
 				return t.err
 			}
-			return w.r.u.Replace(filetree.RootNode, &t.stat.Attr)
+			if err := w.r.u.Replace(filetree.RootNode, &t.stat.Attr); err != nil {
+				return err
+			}
+			return w.r.put(t, filetree.RootNode)
 		},
 	}
 }
@@ -159,7 +162,7 @@ func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*
 // unchanged reports whether a node is what the history has: then its content is the
 // same, too.
 func unchanged(old, now *filetree.Attr) bool {
-	return old.Kind == now.Kind && old.Ino == now.Ino && old.Size == now.Size && old.Mtime == now.Mtime &&
+	return !old.Incomplete && old.Kind == now.Kind && old.Ino == now.Ino && old.Size == now.Size && old.Mtime == now.Mtime &&
 		old.Ctime == now.Ctime && (old.Btime == now.Btime || old.Btime.IsZero())
 }
 
@@ -187,6 +190,10 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 	if t.err != nil {
 		if vanished(t.err) {
 			return nil
+		}
+		if self.old != 0 {
+			self.node = self.old
+			return w.r.incomplete(t.path, self.old, t.err)
 		}
 		w.r.res.fail(t.path, t.err)
 		return nil

@@ -17,6 +17,7 @@ import (
 
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/config"
+	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/s3history"
 	stream "github.com/secrate/secrate/sendstream/btrfs"
 	"github.com/secrate/secrate/snapshot/btrfs"
@@ -143,7 +144,10 @@ func (v *Volume) Changes(ctx context.Context, s, base backup.Snapshot, u *s3hist
 		return nil, nil, err
 	}
 	res, err := unit.Apply(ctx, u, stream.Options{NoData: true, Excluded: excluded, Remove: u.RemoveName})
-	if err != nil {
+	if errors.Is(err, filetree.ErrNotExist) || errors.Is(err, filetree.ErrInvalid) {
+		// The kernel's stream fits the kernel's snapshot.
+		return nil, nil, fmt.Errorf("%w: %w", backup.ErrMisfit, err)
+	} else if err != nil {
 		return nil, nil, err
 	}
 	// The kernel says that it has sent everything only at the end of the stream.

@@ -28,6 +28,7 @@ type Attr struct {
 	Xattrs *[][2][]byte `cbor:"13,keyasint,omitempty"` // all of them, sorted by name
 	Ino    *uint64      `cbor:"14,keyasint,omitempty"`
 	Gen    *uint64      `cbor:"15,keyasint,omitempty"`
+	Lacks  *bool        `cbor:"16,keyasint,omitempty"` // not all of it could be read
 }
 
 func pair(t filetree.Time) *[2]int64 { return &[2]int64{t.Sec, int64(t.Nsec)} }
@@ -61,6 +62,9 @@ func Diff(old *filetree.Attr, a *filetree.Attr) Attr {
 	diff64(&w.Size, uint64(old.Size), uint64(a.Size))
 	diff64(&w.Ino, old.Ino, a.Ino)
 	diff64(&w.Gen, old.Gen, a.Gen)
+	if old.Incomplete != a.Incomplete {
+		w.Lacks = &a.Incomplete
+	}
 	m, c := old.Mtime != a.Mtime, old.Ctime != a.Ctime
 	if m && c && a.Mtime == a.Ctime {
 		w.MCtime = pair(a.Mtime)
@@ -95,7 +99,7 @@ func Diff(old *filetree.Attr, a *filetree.Attr) Attr {
 func (w *Attr) Empty() bool {
 	return w.Kind == nil && w.Mode == nil && w.UID == nil && w.GID == nil && w.Size == nil &&
 		w.Mtime == nil && w.Ctime == nil && w.Btime == nil && w.MCtime == nil && w.Rdev == nil &&
-		w.Flags == nil && w.Target == nil && w.Xattrs == nil && w.Ino == nil && w.Gen == nil
+		w.Flags == nil && w.Target == nil && w.Xattrs == nil && w.Ino == nil && w.Gen == nil && w.Lacks == nil
 }
 
 const (
@@ -137,6 +141,9 @@ func (w *Attr) Apply(a *filetree.Attr) error {
 	set64(&a.Gen, w.Gen)
 	if a.Mode > 0o7777 {
 		return fmt.Errorf("mode %#o", a.Mode)
+	}
+	if w.Lacks != nil {
+		a.Incomplete = *w.Lacks
 	}
 	if w.Size != nil {
 		if *w.Size > 1<<63-1 {
@@ -216,6 +223,7 @@ func All(a *filetree.Attr) Attr {
 	w.Kind, w.Size, w.Mode, w.UID, w.GID, w.Flags, w.Ino, w.Gen = &kind, &size, &a.Mode, &a.UID, &a.GID, &a.Flags, &a.Ino, &a.Gen
 	w.Mtime, w.Ctime, w.MCtime, w.Btime = pair(a.Mtime), pair(a.Ctime), nil, pair(a.Btime)
 	w.Rdev = &[2]uint32{a.Major, a.Minor}
+	w.Lacks = &a.Incomplete
 	if w.Xattrs == nil {
 		w.Xattrs = &[][2][]byte{}
 	}
@@ -225,6 +233,12 @@ func All(a *filetree.Attr) Attr {
 // maxAttr bounds the attributes of one node, in bytes of CBOR: they have to fit into a
 // manifest.
 const maxAttr = 4 << 20
+
+// CheckAttr returns an error if a is more than the history can hold.
+func CheckAttr(a *filetree.Attr) error {
+	_, err := encodeAttr(a)
+	return err
+}
 
 // encodeAttr refuses what decodeAttr would: it would make the history unreadable.
 func encodeAttr(a *filetree.Attr) ([]byte, error) {

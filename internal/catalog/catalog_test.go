@@ -608,7 +608,7 @@ func FuzzParts(f *testing.F) {
 func FuzzAttr(f *testing.F) {
 	full := filetree.Attr{Kind: filetree.CharDev, Mode: 0o7777, UID: 1, GID: 2, Size: math.MaxInt64, Mtime: filetree.Time{Sec: -5, Nsec: 999_999_999},
 		Ctime: filetree.Time{Sec: math.MaxInt64}, Btime: filetree.Time{Sec: math.MinInt64, Nsec: 1}, Major: 3, Minor: math.MaxUint32, Flags: 9,
-		Target: "\xff/..", Xattrs: []filetree.Xattr{{Name: "a", Value: []byte{}}, {Name: "b", Value: []byte("v")}}, Ino: math.MaxUint64, Gen: 1}
+		Target: "\xff/..", Xattrs: []filetree.Xattr{{Name: "a", Value: []byte{}}, {Name: "b", Value: []byte("v")}}, Ino: math.MaxUint64, Gen: 1, Incomplete: true}
 	f.Add(must(encodeAttr(&full)))
 	f.Add(must(encodeAttr(fileAttr)))
 	f.Add([]byte{0xa1, 0x05, 0x1b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})

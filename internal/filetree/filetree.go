@@ -83,6 +83,9 @@ type Attr struct {
 	Xattrs []Xattr // sorted by name, no name twice
 	Ino    uint64  // inode or object number in the source; 0 when not known
 	Gen    uint64  // generation of Ino; 0 when not known
+	// Incomplete says that not all of the node could be read when it was kept: content
+	// is missing, which is a hole then, or extended attributes are.
+	Incomplete bool
 }
 
 // SortXattrs brings x into the order that Attr promises.

@@ -77,10 +77,13 @@ type Result struct {
 	Bytes     int64 // of content that were written
 	Holes     int64 // bytes of files that were not, since they are holes
 
-	Failures int64     // how many nodes or names could not be restored
+	Failures int64     // how many nodes or names could not be restored, or are incomplete
 	Failed   []Failure // the first of them, at most MaxFailed
 	Notes    []localfs.Note
 }
+
+// ErrIncomplete is the error of a [Failure] that was restored as far as the history has it.
+var ErrIncomplete = errors.New("not all of it could be read when the snapshot was made; where content is missing is a hole")
 
 // MaxFailed bounds the failures that a Result names.
 const MaxFailed = 1000
@@ -263,6 +266,11 @@ func (w *walker) entry(ctx context.Context, dir catalog.PlanDir, c catalog.Liste
 	err := c.Err
 	if err == nil {
 		err = filetree.CheckName(c.Name)
+	}
+	if err == nil && c.Attr.Incomplete {
+		if err := w.fail(ctx, dir.ID, c.Name, ErrIncomplete); err != nil {
+			return err
+		}
 	}
 	switch {
 	case err != nil:

@@ -226,6 +226,7 @@ type attrRec struct {
 	Xattrs [][2][]byte `cbor:"13,keyasint"`
 	Ino    uint64      `cbor:"14,keyasint"`
 	Gen    uint64      `cbor:"15,keyasint"`
+	Lacks  bool        `cbor:"16,keyasint"`
 }
 
 type indexRec struct {

@@ -166,6 +166,9 @@ func (w *world) small() []func() {
 			a.Xattrs = []filetree.Xattr{{Name: "security.capability", Value: []byte("\x01\x00\x00\x02")}, {Name: "user.\xff", Value: []byte{}},
 				{Name: "user.none"}, {Name: "user.note", Value: []byte("a\x00b")}}
 			w.create("/attributes", a, []byte("x"))
+			a = file
+			a.Incomplete = true
+			w.create("/incomplete", a, []byte("what could be read"))
 			w.add("/walked", file, text(3, 3000))
 		},
 		func() { // slices, keep, holes, new names

@@ -345,7 +345,7 @@ func sortedPaths(m map[string]*file) []string {
 func recOf(a *filetree.Attr) attrRec {
 	pair := func(t filetree.Time) [2]int64 { return [2]int64{t.Sec, int64(t.Nsec)} }
 	r := attrRec{Kind: uint8(a.Kind), Mode: a.Mode, UID: a.UID, GID: a.GID, Size: uint64(a.Size), Mtime: pair(a.Mtime), Ctime: pair(a.Ctime),
-		Btime: pair(a.Btime), Rdev: [2]uint32{a.Major, a.Minor}, Flags: a.Flags, Target: []byte(a.Target), Ino: a.Ino, Gen: a.Gen}
+		Btime: pair(a.Btime), Rdev: [2]uint32{a.Major, a.Minor}, Flags: a.Flags, Target: []byte(a.Target), Ino: a.Ino, Gen: a.Gen, Lacks: a.Incomplete}
 	for _, x := range a.Xattrs {
 		r.Xattrs = append(r.Xattrs, [2][]byte{[]byte(x.Name), x.Value})
 	}
@@ -445,6 +445,9 @@ func listing(items []item) string {
 		}
 		if a.Ino != 0 {
 			fmt.Fprintf(&b, " ino=%d.%d", a.Ino, a.Gen)
+		}
+		if a.Lacks {
+			b.WriteString(" incomplete")
 		}
 		if a.Kind == 1 {
 			b.WriteString(" data=")

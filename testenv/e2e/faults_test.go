@@ -76,6 +76,51 @@ func (p *plant) heals() {
 	}
 }
 
+// TestBadDisk is about a source with a block that cannot be read: it is named by whatever
+// meets it, and hinders nothing.
+func TestBadDisk(t *testing.T) {
+	needs(t)
+	fs := loopfs.New(t, loopfs.Btrfs, loopfs.Options{})
+	m := writer(t, "")
+	p := &plant{t: t, m: m, to: newTarget(t), sub: newSubvolume(t, filepath.Join(fs.Dir, "sub"))}
+	p.write("bad", 100<<10)
+	p.write("good", 50<<10)
+	want, err := os.ReadFile(filepath.Join(p.sub, "bad"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.must("source", "add", "vol", p.sub)
+	if err := fs.Damage(want[8192:][:4096]); err != nil {
+		t.Fatal(err)
+	}
+	clear(want[8192:][:4096])
+	m.run("snap").expect(t, 1, "vol: not read: bad: not all of it is kept", "vol: #1 2 files changed")
+	m.run("snap").expect(t, 1, "vol: not read: bad: not all of it is kept", "nothing changed since #1")
+	m.must("ls", "vol").expect(t, 0, "bad  (incomplete")
+	m.must("ls", "vol", "--json").expect(t, 0, `"incomplete":true`)
+	id := "SECRATE_IDENTITY=" + m.identity
+	o := m.run(id, "cat", "vol:bad")
+	if o.stdout != string(want) {
+		t.Error("cat does not write what could be read")
+	}
+	o.stdout = ""
+	o.expect(t, 3, "not all of it could be read when #1 was made", "hint:")
+	out := filepath.Join(p.to.dir, "out")
+	m.run(id, "restore", "vol", "--at", "latest", "--to", out).expect(t, 1, "restored in part: bad: ", "1 file incomplete", "2 files (")
+	good, err := os.ReadFile(filepath.Join(p.sub, "good"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]byte{"bad": want, "good": good} {
+		if got, err := os.ReadFile(filepath.Join(out, name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("restored %s is not what could be read: %v", name, err)
+		}
+	}
+	m.must("verify", "--read-data", "--identity", m.identity)
+	p.write("bad", 100<<10)
+	p.heals()
+}
+
 // TestDestination is about a server that refuses or is not there.
 func TestDestination(t *testing.T) {
 	needs(t)

@@ -20,8 +20,10 @@ package loopfs
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -153,6 +155,45 @@ func (f *FS) Close() error {
 		return fmt.Errorf("loopfs: unmount %s: %w", f.Dir, err)
 	}
 	return f.remove()
+}
+
+// blockSize is the unit of checksums on Btrfs, and of what else these file systems place
+// data by.
+const blockSize = 4096
+
+// Damage overwrites the one block of the device that has those 4096 bytes, as a disk does
+// that forgets, and makes the kernel forget what it has in memory.
+func (f *FS) Damage(block []byte) error {
+	unix.Sync()
+	dev, err := os.OpenFile(f.Device, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	var places []int64
+	buf := make([]byte, 1<<20)
+	for off := int64(0); err == nil; off += int64(len(buf)) {
+		var n int
+		n, err = dev.ReadAt(buf, off)
+		for at := 0; at+blockSize <= n; at += blockSize {
+			if bytes.Equal(buf[at:at+blockSize], block) {
+				places = append(places, off+int64(at))
+			}
+		}
+	}
+	if err != io.EOF {
+		return err
+	}
+	if len(places) != 1 {
+		return fmt.Errorf("loopfs: the block is %d times on %s", len(places), f.Device)
+	}
+	if _, err := dev.WriteAt(make([]byte, blockSize), places[0]); err != nil {
+		return err
+	}
+	if err := dev.Sync(); err != nil {
+		return err
+	}
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
 
 // remove never descends into a file system that is still mounted: it takes away
