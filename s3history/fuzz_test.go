@@ -124,7 +124,8 @@ func FuzzBody(f *testing.F) {
 		must(0, db.Begin())
 		defer db.Rollback()
 		var unknown int
-		err := applyBody(db, source, db.At(source.ID, 2), &b, &unknown)
+		l := must(db.At(source.ID, 2).NewLoader())
+		err := errors.Join(applyBody(db, source, l, &b, &unknown), l.Flush())
 		if err != nil && !errors.Is(err, ErrFormat) && !errors.Is(err, filetree.ErrInvalid) {
 			t.Fatal(err)
 		}

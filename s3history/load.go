@@ -418,7 +418,7 @@ func (x *Index) apply(ctx context.Context, db *catalog.DB, source catalog.Source
 	if err := db.Savepoint(); err != nil {
 		return err
 	}
-	_, err := applyRoot(db, source, x.writer.Key, place, r, obj, func(n int, ref segmentRef) ([]byte, error) {
+	_, err := applyRoot(ctx, db, source, x.writer.Key, place, r, obj, func(ctx context.Context, ref segmentRef) ([]byte, error) {
 		return readManifest(ctx, x.store, metaName{source.Writer, source.Ident, r.Seq, kindSegment, [32]byte(ref.SHA)})
 	}, unknown)
 	return errors.Join(err, db.Release(err == nil))
