@@ -329,10 +329,11 @@ func applyNode(db *catalog.DB, l *catalog.Loader, t packTable, r *nodeRec) error
 	}
 	var a filetree.Attr
 	if r.Attr != nil {
+		var known bool
 		var err error
-		if a, err = l.Attr(n); err != nil && !errors.Is(err, filetree.ErrNotExist) {
+		if a, known, err = l.Attr(n); err != nil {
 			return err
-		} else if err != nil && r.Attr.Kind == nil {
+		} else if !known && r.Attr.Kind == nil {
 			return errUnknownNode
 		}
 	}

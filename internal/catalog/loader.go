@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -84,15 +85,19 @@ func (l *Loader) add(b *batch, row ...value) error {
 	return l.write(b)
 }
 
-// Attr is View.Attr.
-func (l *Loader) Attr(n filetree.NodeID) (filetree.Attr, error) {
+// Attr is View.Attr; it says whether there is such a node.
+func (l *Loader) Attr(n filetree.NodeID) (a filetree.Attr, ok bool, err error) {
 	if n > l.attr {
-		return filetree.Attr{}, fmt.Errorf("node %d: %w", n, filetree.ErrNotExist)
+		return a, false, nil
 	}
 	if err := l.write(&l.nodes); err != nil {
-		return filetree.Attr{}, err
+		return a, false, err
 	}
-	return l.v.Attr(n)
+	a, err = l.v.Attr(n)
+	if errors.Is(err, filetree.ErrNotExist) {
+		return a, false, nil
+	}
+	return a, err == nil, err
 }
 
 // SetAttr is View.SetAttr.
