@@ -167,7 +167,7 @@ func FuzzRoot(f *testing.F) {
 			x.Sources[i].Snapshots()
 			must(0, db.Begin())
 			source := must(db.AddSource(place.writer, place.source, "s"))
-			if err := x.applySeq(t.Context(), db, source, &x.Sources[i].roots[0], new(int)); err == nil {
+			if err := x.applySeq(t.Context(), db, source, &x.Sources[i].roots[0], obj, new(int)); err == nil {
 				must(Snapshots(db, source))
 				walkSome(db.At(source.ID, 4))
 			}

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"zombiezen.com/go/sqlite"
@@ -17,6 +20,7 @@ import (
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/s3history/store"
+	"github.com/secrate/secrate/s3history/store/storetest"
 )
 
 // checkLoad loads every source of a writer twice, the state at seq or, if that is 0, the
@@ -173,6 +177,72 @@ func TestSegments(t *testing.T) {
 	}
 	if n >= len(r.Segments) {
 		t.Error("went on after it was cancelled")
+	}
+}
+
+// A distantStore is a store on the other side of the sea.
+type distantStore struct {
+	store.Store
+}
+
+func (s distantStore) Get(ctx context.Context, key string, off, n int64) (io.ReadCloser, error) {
+	time.Sleep(50 * time.Millisecond) // of the bubble's time
+	return s.Store.Get(ctx, key, off, n)
+}
+
+// TestLoadAhead loads histories from afar, one of a snapshot with many segments, one of
+// many snapshots whose roots are read twice as they are large, one of which is missing:
+// to wait for each object by itself would take several times as long.
+func TestLoadAhead(t *testing.T) {
+	commit := func(f *fixture, w *Writer, s, files int) {
+		must(f.commit(w, int64(s), func(u *Update) {
+			for i := range files {
+				x := noise(1000*s+i, 30) // what cannot be compressed
+				must(u.Add(filetree.RootNode, fmt.Sprintf("%x", x), &filetree.Attr{Kind: filetree.File, Xattrs: []filetree.Xattr{{Name: "user.x", Value: x}}}))
+			}
+		}))
+	}
+	for _, tt := range []struct {
+		name             string
+		segment          int
+		snapshots, files int
+		objects          int // at the least
+	}{
+		{"segments", 1000, 1, 500, 30},
+		{"roots", 0, 30, 150, 30},
+	} {
+		f := newFixture(t)
+		f.options.SegmentSize = tt.segment
+		w := f.writer()
+		for s := range tt.snapshots {
+			commit(f, w, s+1, tt.files)
+		}
+		f.checkRebuild()
+		lost := f.mem.Clone()
+		if tt.snapshots > 1 {
+			lose(lost, rootKeys(f.mem, kindRoot)[tt.snapshots/2])
+		}
+		for _, m := range []*storetest.Mem{f.mem, lost} {
+			checkLoad(t.Context(), t, m, f.identity, 0)
+			synctest.Test(t, func(t *testing.T) {
+				x := must(ReadIndex(t.Context(), distantStore{m}, f.identity))
+				src := &x.Sources[0]
+				objects := len(src.roots[0].root.Segments)
+				for _, r := range src.roots {
+					if r.obj == nil {
+						objects++
+					}
+				}
+				db := must(catalog.Open(filepath.Join(t.TempDir(), "catalog.db"), catalog.Options{Temporary: true}))
+				began := time.Now()
+				must(x.LoadAll(t.Context(), db, src, nil))
+				took := time.Since(began) / (50 * time.Millisecond)
+				must(0, db.Close())
+				if objects < tt.objects-1 || int(took) > objects/objectsAhead+2 {
+					t.Errorf("%s: %d objects in the time of %d", tt.name, objects, took)
+				}
+			})
+		}
 	}
 }
 
