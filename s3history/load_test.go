@@ -217,7 +217,6 @@ func TestLoadAhead(t *testing.T) {
 		for s := range tt.snapshots {
 			commit(f, w, s+1, tt.files)
 		}
-		f.checkRebuild()
 		lost := f.mem.Clone()
 		if tt.snapshots > 1 {
 			lose(lost, rootKeys(f.mem, kindRoot)[tt.snapshots/2])

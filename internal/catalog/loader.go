@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -32,14 +33,15 @@ type Loader struct {
 	file filetree.NodeID // no higher node has extents, and
 	end  int64           // this one, if it is higher than old, none at or beyond here
 
-	nodes, entries, extents, content batch
+	nodes, entries, extents batch
+	content                 []contentRow
 }
 
 // NewLoader returns a Loader of the changes that snapshot v.Seq() makes. It is made
 // within a transaction.
 func (v View) NewLoader() (*Loader, error) {
 	l := &Loader{v: v, nodes: batch{insert: insertNodes}, entries: batch{insert: insertEntries},
-		extents: batch{insert: insertExtents}, content: batch{insert: insertContent}}
+		extents: batch{insert: insertExtents}}
 	v.db.mu.Lock()
 	defer v.db.mu.Unlock()
 	if err := v.db.unindex(); err != nil {
@@ -63,7 +65,12 @@ func (v View) NewLoader() (*Loader, error) {
 }
 
 // Flush writes the rows that were held back.
-func (l *Loader) Flush() error { return l.write(&l.nodes, &l.entries, &l.extents, &l.content) }
+func (l *Loader) Flush() error {
+	if err := l.writeContent(); err != nil {
+		return err
+	}
+	return l.write(&l.nodes, &l.entries, &l.extents)
+}
 
 func (l *Loader) write(batches ...*batch) error {
 	l.v.db.mu.Lock()
@@ -191,7 +198,35 @@ func (l *Loader) Parts(n filetree.NodeID, from, to int64) ([]Part, error) {
 
 // SetContent is DB.SetContent.
 func (l *Loader) SetContent(cid [16]byte, parts []Part) error {
-	return l.add(&l.content, blob(cid[:]), blob(appendParts(nil, parts)))
+	l.content = append(l.content, contentRow{cid, appendParts(nil, parts)})
+	if len(l.content) < contentRows {
+		return nil
+	}
+	return l.writeContent()
+}
+
+// writeContent inserts the content ids in their order: one by one, each would be on
+// another page of the table. The first of equal ones stays the first.
+func (l *Loader) writeContent() error {
+	slices.SortStableFunc(l.content, func(a, b contentRow) int { return bytes.Compare(a.cid[:], b.cid[:]) })
+	b := batch{insert: insertContent}
+	for i := range l.content {
+		c := &l.content[i]
+		if err := l.add(&b, blob(c.cid[:]), blob(c.parts)); err != nil {
+			return err
+		}
+	}
+	l.content = l.content[:0]
+	return l.write(&b)
+}
+
+// contentRows is how many content ids are held back, some 64 bytes each.
+const contentRows = 1 << 16
+
+// A contentRow is a content id on its way into the catalog.
+type contentRow struct {
+	cid   [16]byte
+	parts []byte
 }
 
 // batchRows is how many rows go into a table with one statement.
