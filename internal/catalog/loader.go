@@ -34,7 +34,9 @@ type Loader struct {
 	end  int64           // this one, if it is higher than old, none at or beyond here
 
 	nodes, entries, extents batch
-	content                 []contentRow
+
+	content      []contentRow
+	contentBytes int // in their parts
 }
 
 // NewLoader returns a Loader of the changes that snapshot v.Seq() makes. It is made
@@ -86,7 +88,10 @@ func (l *Loader) write(batches ...*batch) error {
 // add puts a row into a batch.
 func (l *Loader) add(b *batch, row ...value) error {
 	b.values = append(b.values, row...)
-	if len(b.values) < batchRows*len(row) {
+	for _, x := range row {
+		b.bytes += len(x.b)
+	}
+	if len(b.values) < batchRows*len(row) && b.bytes < batchBytes {
 		return nil
 	}
 	return l.write(b)
@@ -198,8 +203,9 @@ func (l *Loader) Parts(n filetree.NodeID, from, to int64) ([]Part, error) {
 
 // SetContent is DB.SetContent.
 func (l *Loader) SetContent(cid [16]byte, parts []Part) error {
-	l.content = append(l.content, contentRow{cid, appendParts(nil, parts)})
-	if len(l.content) < contentRows {
+	b := appendParts(nil, parts)
+	l.content = append(l.content, contentRow{cid, b})
+	if l.contentBytes += len(b); len(l.content) < contentRows && l.contentBytes < contentBytes {
 		return nil
 	}
 	return l.writeContent()
@@ -216,12 +222,18 @@ func (l *Loader) writeContent() error {
 			return err
 		}
 	}
-	l.content = l.content[:0]
-	return l.write(&b)
+	if err := l.write(&b); err != nil { // its values are in l.content
+		return err
+	}
+	clear(l.content)
+	l.content, l.contentBytes = l.content[:0], 0
+	return nil
 }
 
-// contentRows is how many content ids are held back, some 64 bytes each.
-const contentRows = 1 << 16
+const (
+	contentRows  = 1 << 16 // that are held back
+	contentBytes = 4 << 20 // of their parts: more rows are then not waited for
+)
 
 // A contentRow is a content id on its way into the catalog.
 type contentRow struct {
@@ -229,13 +241,16 @@ type contentRow struct {
 	parts []byte
 }
 
-// batchRows is how many rows go into a table with one statement.
-const batchRows = 512
+const (
+	batchRows  = 512       // that go into a table with one statement
+	batchBytes = 256 << 10 // of names and such, after which no more rows are waited for
+)
 
 // A batch is rows on their way into a table.
 type batch struct {
 	insert *insertion
 	values []value
+	bytes  int // in values
 }
 
 // A value is what a column has.
@@ -299,7 +314,7 @@ func (b *batch) write(v View) error {
 		}
 	}
 	clear(b.values)
-	b.values = b.values[:0]
+	b.values, b.bytes = b.values[:0], 0
 	return nil
 }
 

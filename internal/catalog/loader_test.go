@@ -267,3 +267,24 @@ func TestIndex(t *testing.T) {
 		check(db.Close())
 	}
 }
+
+// TestLoaderBound expects that few rows that are large do not wait for more.
+func TestLoaderBound(t *testing.T) {
+	db, source := open(t)
+	l := must(db.At(source.ID, 1).NewLoader())
+	large := &filetree.Attr{Kind: filetree.File, Xattrs: []filetree.Xattr{{Name: "user.a", Value: make([]byte, maxXattrValue)}}}
+	parts := slices.Repeat([]Part{{Length: 1, Pack: 1}, {Length: 1, Pack: 2}}, 1<<16)
+	for n := range filetree.NodeID(100) {
+		check(l.SetAttr(n+10, large))
+		check(l.SetContent([16]byte{byte(n)}, parts))
+		if l.nodes.bytes > batchBytes || l.contentBytes > contentBytes {
+			t.Fatalf("%d bytes of nodes and %d of content are held back", l.nodes.bytes, l.contentBytes)
+		}
+	}
+	check(l.Flush())
+	for n := range filetree.NodeID(100) {
+		if a := must(db.At(source.ID, 1).Attr(n + 10)); len(a.Xattrs) != 1 || len(must(db.Content([16]byte{byte(n)}))) != len(parts) {
+			t.Errorf("node %d: %v", n, a.Xattrs)
+		}
+	}
+}
