@@ -141,7 +141,7 @@ type DB struct {
 
 	noContent bool
 	temporary bool
-	indexed   bool // entries_node is there; false means that this is not known
+	indexed   bool // entries_node is there; false: it may not be
 }
 
 // KeepsContent reports whether SetContent is of use.
@@ -321,7 +321,7 @@ func columnString(s *sqlite.Stmt, i int) string { return string(column(s, i)) }
 // connections when it is committed, and never if it is not.
 func (db *DB) Begin() error { return db.script("BEGIN IMMEDIATE") }
 
-// Commit makes the transaction durable.
+// Commit makes the transaction durable, with the index that unindex may have dropped.
 func (db *DB) Commit() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -337,10 +337,10 @@ func (db *DB) Commit() error {
 func (db *DB) Rollback() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
+	db.indexed = false // SQLite may have rolled back by itself
 	if db.conn.AutocommitEnabled() {
 		return nil
 	}
-	db.indexed = false
 	return db.exec("ROLLBACK")
 }
 
