@@ -57,6 +57,7 @@ func restoreAll(ctx context.Context, t testing.TB, f *fixture, s store.Store) (*
 		}
 	}
 	r.problems = x.Problems
+	checkLoad(ctx, t, s, repo.Writers[0], 0)
 	return r, nil
 }
 

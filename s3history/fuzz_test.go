@@ -124,7 +124,8 @@ func FuzzBody(f *testing.F) {
 		must(0, db.Begin())
 		defer db.Rollback()
 		var unknown int
-		err := applyBody(db, source, db.At(source.ID, 2), &b, &unknown)
+		l := must(db.At(source.ID, 2).NewLoader())
+		err := errors.Join(applyBody(db, source, l, &b, &unknown), l.Flush())
 		if err != nil && !errors.Is(err, ErrFormat) && !errors.Is(err, filetree.ErrInvalid) {
 			t.Fatal(err)
 		}
@@ -166,7 +167,7 @@ func FuzzRoot(f *testing.F) {
 			x.Sources[i].Snapshots()
 			must(0, db.Begin())
 			source := must(db.AddSource(place.writer, place.source, "s"))
-			if err := x.applySeq(t.Context(), db, source, &x.Sources[i].roots[0], new(int)); err == nil {
+			if err := x.applySeq(t.Context(), db, source, &x.Sources[i].roots[0], obj, new(int)); err == nil {
 				must(Snapshots(db, source))
 				walkSome(db.At(source.ID, 4))
 			}

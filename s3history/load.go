@@ -306,6 +306,8 @@ func (x *Index) load(ctx context.Context, db *catalog.DB, src *IndexedSource, fr
 	} else if n > 0 {
 		have = n
 	}
+	object, stop := x.rootObjects(ctx, src, have, to)
+	defer stop()
 	for i := range src.roots {
 		r := &src.roots[i]
 		seq := r.name.seq
@@ -337,7 +339,11 @@ func (x *Index) load(ctx context.Context, db *catalog.DB, src *IndexedSource, fr
 		if torn && !full {
 			unknown = new(int)
 		}
-		if err := x.applySeq(ctx, db, source, r, unknown); err != nil {
+		obj, err := object(r)
+		if err == nil {
+			err = x.applySeq(ctx, db, source, r, obj, unknown)
+		}
+		if err != nil {
 			if ctx.Err() != nil {
 				return source, ctx.Err()
 			}
@@ -382,15 +388,35 @@ func (x *Index) startAt(ctx context.Context, db *catalog.DB, source catalog.Sour
 	return 0, nil
 }
 
-// applySeq is apply for a root of the index.
-func (x *Index) applySeq(ctx context.Context, db *catalog.DB, source catalog.Source, r *indexedRoot, unknown *int) error {
-	obj := r.obj
-	if obj == nil {
-		var err error
-		if obj, err = readManifest(ctx, x.store, r.name); err != nil {
-			return err
+// rootObjects returns what gives the objects of the roots after from up to to, of which
+// some may be left out, in their order. What is not in memory is read ahead. The caller
+// calls stop at the end.
+func (x *Index) rootObjects(ctx context.Context, src *IndexedSource, from, to uint64) (object func(r *indexedRoot) ([]byte, error), stop func()) {
+	var read []*indexedRoot
+	for i := range src.roots {
+		if r := &src.roots[i]; r.obj == nil && r.name.seq > from && r.name.seq <= to {
+			read = append(read, r)
 		}
 	}
+	next, stop := iter.Pull2(ahead(ctx, len(read), func(ctx context.Context, i int) ([]byte, error) {
+		return readManifest(ctx, x.store, read[i].name)
+	}))
+	n := 0
+	return func(r *indexedRoot) ([]byte, error) {
+		if r.obj != nil {
+			return r.obj, nil
+		}
+		for {
+			obj, err, _ := next()
+			if n++; read[n-1] == r {
+				return obj, err
+			}
+		}
+	}, stop
+}
+
+// applySeq is apply for a root of the index, of which obj is the object.
+func (x *Index) applySeq(ctx context.Context, db *catalog.DB, source catalog.Source, r *indexedRoot, obj []byte, unknown *int) error {
 	whole, err := x.openRoot(r.name, obj)
 	if err != nil {
 		return err
@@ -418,7 +444,7 @@ func (x *Index) apply(ctx context.Context, db *catalog.DB, source catalog.Source
 	if err := db.Savepoint(); err != nil {
 		return err
 	}
-	_, err := applyRoot(db, source, x.writer.Key, place, r, obj, func(n int, ref segmentRef) ([]byte, error) {
+	_, err := applyRoot(ctx, db, source, x.writer.Key, place, r, obj, func(ctx context.Context, ref segmentRef) ([]byte, error) {
 		return readManifest(ctx, x.store, metaName{source.Writer, source.Ident, r.Seq, kindSegment, [32]byte(ref.SHA)})
 	}, unknown)
 	return errors.Join(err, db.Release(err == nil))

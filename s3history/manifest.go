@@ -171,20 +171,30 @@ func sealManifest(meta seal.Key, p metaPlace, v any, e *zstd.Encoder) ([]byte, e
 }
 
 func openManifest(meta seal.Key, p metaPlace, obj []byte, v any) error {
+	plain, err := openPlain(meta, p, obj)
+	if err != nil {
+		return err
+	}
+	return unmarshalManifest(plain, v)
+}
+
+// openPlain returns the CBOR of a manifest object.
+func openPlain(meta seal.Key, p metaPlace, obj []byte) ([]byte, error) {
 	if len(obj) < len(manifestMagic)+saltSize+seal.Overhead || !bytes.Equal(obj[:4], []byte(manifestMagic[:4])) {
-		return fmt.Errorf("not a manifest: %w", ErrFormat)
+		return nil, fmt.Errorf("not a manifest: %w", ErrFormat)
 	}
 	if obj[4] != manifestMagic[4] {
-		return fmt.Errorf("manifest of version %d: %w", obj[4], ErrNewer)
+		return nil, fmt.Errorf("manifest of version %d: %w", obj[4], ErrNewer)
 	}
 	obj = obj[len(manifestMagic):]
 	plain, err := p.key(meta, obj[:saltSize]).Open(nil, nil, obj[saltSize:])
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if plain, err = decompress(newDecoder(maxManifest), plain, -1, maxManifest); err != nil {
-		return err
-	}
+	return decompress(newDecoder(maxManifest), plain, -1, maxManifest)
+}
+
+func unmarshalManifest(plain []byte, v any) error {
 	if err := decMode.Unmarshal(plain, v); err != nil {
 		return fmt.Errorf("%w: %w", ErrFormat, err)
 	}
@@ -269,9 +279,9 @@ func (t packTable) patch(p *patchRec, depth int) (*catalog.Patch, error) {
 	return q, nil
 }
 
-// applyBody brings the records of one body into the catalog, as changes that
-// snapshot v.Seq made. For unknown see applyRoot.
-func applyBody(db *catalog.DB, source catalog.Source, v catalog.View, b *body, unknown *int) error {
+// applyBody brings the records of one body into the catalog, as changes that l makes.
+// For unknown see applyRoot.
+func applyBody(db *catalog.DB, source catalog.Source, l *catalog.Loader, b *body, unknown *int) error {
 	var t packTable
 	for _, p := range b.Packs {
 		cp := catalog.Pack{Size: int64(p.Size), Key: p.Key}
@@ -295,7 +305,7 @@ func applyBody(db *catalog.DB, source catalog.Source, v catalog.View, b *body, u
 		t.ids = append(t.ids, id)
 	}
 	for i := range b.Nodes {
-		err := applyNode(db, v, t, &b.Nodes[i])
+		err := applyNode(db, l, t, &b.Nodes[i])
 		if unknown != nil && errors.Is(err, errUnknownNode) {
 			*unknown++
 			continue
@@ -309,25 +319,26 @@ func applyBody(db *catalog.DB, source catalog.Source, v catalog.View, b *body, u
 
 var errUnknownNode = fmt.Errorf("no manifest has told of it: %w", ErrFormat)
 
-func applyNode(db *catalog.DB, v catalog.View, t packTable, r *nodeRec) error {
+func applyNode(db *catalog.DB, l *catalog.Loader, t packTable, r *nodeRec) error {
 	n := filetree.NodeID(r.ID)
 	if err := catalog.CheckNode(n); err != nil {
 		return fmt.Errorf("%w: %w", err, ErrFormat)
 	}
 	if r.End {
-		return v.EndNode(n)
+		return l.EndNode(n)
 	}
 	var a filetree.Attr
 	if r.Attr != nil {
+		var known bool
 		var err error
-		if a, err = v.Attr(n); err != nil && !errors.Is(err, filetree.ErrNotExist) {
+		if a, known, err = l.Attr(n); err != nil {
 			return err
-		} else if err != nil && r.Attr.Kind == nil {
+		} else if !known && r.Attr.Kind == nil {
 			return errUnknownNode
 		}
 	}
 	for _, d := range r.Data {
-		if err := applyData(db, v, t, n, d); err != nil {
+		if err := applyData(db, l, t, n, d); err != nil {
 			return err
 		}
 	}
@@ -335,12 +346,12 @@ func applyNode(db *catalog.DB, v catalog.View, t packTable, r *nodeRec) error {
 		if err := r.Attr.Apply(&a); err != nil {
 			return fmt.Errorf("%w: %w", err, ErrFormat)
 		}
-		if err := v.SetAttr(n, &a); err != nil {
+		if err := l.SetAttr(n, &a); err != nil {
 			return err
 		}
 	}
 	for _, e := range r.Lost {
-		if err := v.RemoveEntry(filetree.NodeID(e.Dir), string(e.Name), n); err != nil {
+		if err := l.RemoveEntry(filetree.NodeID(e.Dir), string(e.Name), n); err != nil {
 			return err
 		}
 	}
@@ -352,16 +363,19 @@ func applyNode(db *catalog.DB, v catalog.View, t packTable, r *nodeRec) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", err, ErrFormat)
 		}
-		if err := v.AddEntry(filetree.NodeID(e.Dir), string(e.Name), n); err != nil {
+		if err := l.AddEntry(filetree.NodeID(e.Dir), string(e.Name), n); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func applyData(db *catalog.DB, v catalog.View, t packTable, n filetree.NodeID, d dataRec) error {
+func applyData(db *catalog.DB, l *catalog.Loader, t packTable, n filetree.NodeID, d dataRec) error {
 	off := int64(d.Offset)
 	start := off
+	content := db.KeepsContent() && len(d.CID) == 16
+	var parts []catalog.Part // what is there afterwards, unless some of it was kept
+	kept := false
 	for _, p := range d.Parts {
 		q, keep, err := t.part(p, 0)
 		if err == nil && !keep {
@@ -376,21 +390,27 @@ func applyData(db *catalog.DB, v catalog.View, t packTable, n filetree.NodeID, d
 		switch {
 		case keep:
 		case q.Hole():
-			err = v.Punch(n, off, off+q.Length)
+			err = l.Punch(n, off, off+q.Length)
 		default:
-			err = v.SetParts(n, off, []catalog.Part{q})
+			err = l.SetPart(n, off, q)
 		}
 		if err != nil {
 			return err
 		}
 		off += q.Length
+		kept = kept || keep
+		if content {
+			parts = catalog.AppendPart(parts, q)
+		}
 	}
-	if db.KeepsContent() && len(d.CID) == 16 && off-start <= catalog.MaxPart {
-		parts, err := v.Parts(n, start, off)
-		if err != nil {
+	if !content || off-start > catalog.MaxPart {
+		return nil
+	}
+	if kept {
+		var err error
+		if parts, err = l.Parts(n, start, off); err != nil {
 			return err
 		}
-		return db.SetContent([16]byte(d.CID), parts)
 	}
-	return nil
+	return l.SetContent([16]byte(d.CID), parts)
 }

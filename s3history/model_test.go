@@ -176,8 +176,10 @@ func (m *modelRun) checkStored() {
 	m.check(db, src, 1)
 	x, err := ReadIndex(m.t.Context(), m.f.store, m.f.identity)
 	m.ok(err)
+	checkLoad(m.t.Context(), m.t, m.f.store, m.f.identity, 0)
 	for seq := uint64(1); seq <= m.head; seq++ {
 		m.logf("load at #%d", seq)
+		checkLoad(m.t.Context(), m.t, m.f.store, m.f.identity, seq)
 		db := tempCatalog(m.t)
 		src, err := x.LoadAt(m.t.Context(), db, &x.Sources[0], seq, nil)
 		m.ok(err)

@@ -161,14 +161,14 @@ func (w *Writer) recover(ctx context.Context, c commitFile) ([]Snapshot, error) 
 		return nil, err
 	}
 	defer w.cat.Rollback()
-	segment := func(_ int, ref segmentRef) ([]byte, error) {
+	segment := func(ctx context.Context, ref segmentRef) ([]byte, error) {
 		// A power cut may have taken the file back; what is in the store stays.
 		if b, err := w.journal.segment(ref.SHA); err == nil && hashOf(b) == [32]byte(ref.SHA) {
 			return b, nil
 		}
 		return readManifest(ctx, w.store, metaName{source.Writer, source.Ident, c.Seq, kindSegment, [32]byte(ref.SHA)})
 	}
-	info, err := applyRoot(w.cat, source, w.meta, place, &r, c.Root, segment, nil)
+	info, err := applyRoot(ctx, w.cat, source, w.meta, place, &r, c.Root, segment, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -394,8 +394,8 @@ func (s *packSum) add(b *body) {
 // applyRoot brings one snapshot's root and segments into the catalog, within a
 // transaction of the caller's. Where unknown is not nil something before it is missing:
 // records of nodes that are not known are counted there and left out.
-func applyRoot(db *catalog.DB, source catalog.Source, meta seal.Key, place metaPlace, r *root, obj []byte,
-	segment func(n int, ref segmentRef) ([]byte, error), unknown *int) (Snapshot, error) {
+func applyRoot(ctx context.Context, db *catalog.DB, source catalog.Source, meta seal.Key, place metaPlace, r *root, obj []byte,
+	segment func(ctx context.Context, ref segmentRef) ([]byte, error), unknown *int) (Snapshot, error) {
 	if err := r.check(place); err != nil {
 		return Snapshot{}, err
 	}
@@ -405,29 +405,32 @@ func applyRoot(db *catalog.DB, source catalog.Source, meta seal.Key, place metaP
 			return Snapshot{}, err
 		}
 	}
-	label := labelSegment
-	if r.Flags&flagCheckpoint != 0 {
-		label = labelCheckSeg
+	l, err := v.NewLoader()
+	if err != nil {
+		return Snapshot{}, err
 	}
-	for n, ref := range r.Segments {
-		b, err := segment(n, ref)
+	p := place
+	p.label = labelSegment
+	if r.Flags&flagCheckpoint != 0 {
+		p.label = labelCheckSeg
+	}
+	n := 0
+	for b, err := range r.segments(ctx, meta, p, segment) {
 		if err != nil {
 			return Snapshot{}, err
 		}
-		var bd body
-		p := place
-		p.label, p.number = label, uint32(n)
-		if err := openManifest(meta, p, b, &bd); err != nil {
-			return Snapshot{}, fmt.Errorf("segment %x: %w", ref.SHA, err)
+		if err := applyBody(db, source, l, b, unknown); err != nil {
+			return Snapshot{}, fmt.Errorf("segment %x: %w", r.Segments[n].SHA, err)
 		}
-		if err := applyBody(db, source, v, &bd, unknown); err != nil {
-			return Snapshot{}, fmt.Errorf("segment %x: %w", ref.SHA, err)
-		}
+		n++
 	}
 	if r.Body != nil {
-		if err := applyBody(db, source, v, r.Body, unknown); err != nil {
+		if err := applyBody(db, source, l, r.Body, unknown); err != nil {
 			return Snapshot{}, err
 		}
+	}
+	if err := l.Flush(); err != nil {
+		return Snapshot{}, err
 	}
 	return recordSnapshot(db, source, r, obj)
 }

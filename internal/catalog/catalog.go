@@ -140,6 +140,8 @@ type DB struct {
 	path  string
 
 	noContent bool
+	temporary bool
+	indexed   bool // entries_node is there; false: it may not be
 }
 
 // KeepsContent reports whether SetContent is of use.
@@ -173,7 +175,7 @@ func Open(path string, o Options) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open catalog %s: %w", path, failed(err))
 	}
-	db := &DB{conn: conn, stmts: map[string]*sqlite.Stmt{}, path: path, noContent: o.NoContent}
+	db := &DB{conn: conn, stmts: map[string]*sqlite.Stmt{}, path: path, noContent: o.NoContent, temporary: o.Temporary, indexed: o.ReadOnly}
 	if err := db.setup(o); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("open catalog %s: %w", path, err)
@@ -319,18 +321,27 @@ func columnString(s *sqlite.Stmt, i int) string { return string(column(s, i)) }
 // connections when it is committed, and never if it is not.
 func (db *DB) Begin() error { return db.script("BEGIN IMMEDIATE") }
 
-// Commit makes the transaction durable.
-func (db *DB) Commit() error { return db.script("COMMIT") }
+// Commit makes the transaction durable, with the index that unindex may have dropped.
+func (db *DB) Commit() error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if !db.temporary {
+		if err := db.index(); err != nil {
+			return err
+		}
+	}
+	return db.exec("COMMIT")
+}
 
 // Rollback drops the transaction, if there is one.
 func (db *DB) Rollback() error {
 	db.mu.Lock()
-	auto := db.conn.AutocommitEnabled()
-	db.mu.Unlock()
-	if auto {
+	defer db.mu.Unlock()
+	db.indexed = false // SQLite may have rolled back by itself
+	if db.conn.AutocommitEnabled() {
 		return nil
 	}
-	return db.script("ROLLBACK")
+	return db.exec("ROLLBACK")
 }
 
 func (db *DB) script(q string) error {
@@ -649,12 +660,40 @@ func (db *DB) Savepoint() error { return db.script("SAVEPOINT part") }
 
 // Release ends the part that Savepoint started: it is kept, or dropped.
 func (db *DB) Release(keep bool) error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
 	if !keep {
-		if err := db.script("ROLLBACK TO part"); err != nil {
+		db.indexed = false
+		if err := db.exec("ROLLBACK TO part"); err != nil {
 			return err
 		}
 	}
-	return db.script("RELEASE part")
+	return db.exec("RELEASE part")
+}
+
+// index makes sure that the names of a node can be found by it: entries_node may be
+// missing after unindex. The caller holds mu.
+func (db *DB) index() error {
+	if db.indexed {
+		return nil
+	}
+	err := db.exec("CREATE INDEX IF NOT EXISTS entries_node ON entries (node)")
+	db.indexed = err == nil
+	return err
+}
+
+// unindex drops entries_node if there are no entries yet. To make the index when it is
+// wanted takes much less than to keep it while millions of entries come in, and a
+// temporary catalog may never want it. One that is kept gets it with the commit. The
+// caller holds mu.
+func (db *DB) unindex() error {
+	empty := true
+	err := db.query("SELECT 1 FROM entries LIMIT 1", func(*sqlite.Stmt) bool { empty = false; return false })
+	if err != nil || !empty {
+		return err
+	}
+	db.indexed = false
+	return db.exec("DROP INDEX IF EXISTS entries_node")
 }
 
 // PacksByName yields all packs that have a name, in order of it.

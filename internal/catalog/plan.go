@@ -235,6 +235,12 @@ func (p *Plan) Pin(ctx context.Context) error {
 	if err := p.flush(); err != nil {
 		return err
 	}
+	p.v.db.mu.Lock()
+	err := p.v.db.index()
+	p.v.db.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	const step = 20 * planBatch
 	for ; p.pinned < p.files; p.pinned = min(p.pinned+step, p.files) {
 		if err := ctx.Err(); err != nil {

@@ -135,6 +135,9 @@ func (v View) Entries(n filetree.NodeID, limit int) ([]Entry, error) {
 	}
 	v.db.mu.Lock()
 	defer v.db.mu.Unlock()
+	if err := v.db.index(); err != nil {
+		return nil, err
+	}
 	var all []Entry
 	err := v.db.query("SELECT dir, name FROM entries WHERE node = ?1"+alive+"LIMIT ?3", func(r *sqlite.Stmt) bool {
 		all = append(all, Entry{nodeOf(r.ColumnInt64(0)), columnString(r, 1)})
@@ -337,6 +340,9 @@ func (v View) RemoveEntry(dir filetree.NodeID, name string, n filetree.NodeID) e
 func (v View) EndNode(n filetree.NodeID) error {
 	v.db.mu.Lock()
 	defer v.db.mu.Unlock()
+	if err := v.db.index(); err != nil {
+		return err
+	}
 	key := v.key(n)
 	for _, q := range []string{
 		"DELETE FROM nodes WHERE node = ?1 AND born = ?2",
@@ -384,13 +390,19 @@ func (v View) addExtent(n filetree.NodeID, e Extent) error {
 	}
 	pack := int64(e.Pack)
 	if e.Patch != nil {
-		if err := v.db.exec("INSERT INTO recipes (patch) VALUES (?)", appendPatch(nil, e.Patch)); err != nil {
+		var err error
+		if pack, err = v.db.addRecipe(e.Patch); err != nil {
 			return err
 		}
-		pack = -v.db.conn.LastInsertRowID()
 	}
 	return v.db.exec("INSERT OR REPLACE INTO extents (node, off, born, died, len, pack, blob, boff) VALUES (?, ?, ?, 0, ?, ?, ?, ?)",
 		v.key(n), e.Offset, v.seq, e.Length, pack, e.Blob, e.Part.Offset)
+}
+
+// addRecipe returns what stands for a patch in the column of packs. The caller holds mu.
+func (db *DB) addRecipe(q *Patch) (int64, error) {
+	err := db.exec("INSERT INTO recipes (patch) VALUES (?)", appendPatch(nil, q))
+	return -db.conn.LastInsertRowID(), err
 }
 
 // Punch makes the bytes [from, to) of a file a hole.
@@ -449,6 +461,9 @@ func (v View) Before(n filetree.NodeID) (a filetree.Attr, ok bool, err error) {
 func (v View) EntryChanges(n filetree.NodeID) (got, lost []Entry, err error) {
 	v.db.mu.Lock()
 	defer v.db.mu.Unlock()
+	if err := v.db.index(); err != nil {
+		return nil, nil, err
+	}
 	err = v.db.query("SELECT dir, name, born = ?2 FROM entries WHERE node = ?1 AND (born = ?2 AND died = 0 OR died = ?2 AND born < ?2)", func(r *sqlite.Stmt) bool {
 		e := Entry{nodeOf(r.ColumnInt64(0)), columnString(r, 1)}
 		if r.ColumnInt64(2) != 0 {
