@@ -229,7 +229,8 @@ func TestCommit(t *testing.T) {
 		must(0, u.Unlink(filetree.RootNode, "b"))
 		m := must(u.Create(filetree.RootNode, "c", file))
 		must(0, u.Clone(m, 0, n, 0, 50))
-		must(0, u.CloneFrom(m, 50, [16]byte{44}, "dir2/a", 2<<20, 1<<20)) // snapshot 300
+		src := must(u.Resolve([16]byte{44}, "dir2/a")) // snapshot 300
+		must(0, u.CloneFrom(m, 50, [16]byte{44}, src, 2<<20, 1<<20))
 	})
 	if err != nil {
 		t.Fatal(err)

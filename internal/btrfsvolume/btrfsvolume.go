@@ -129,7 +129,7 @@ func (v *Volume) Changes(ctx context.Context, s, base backup.Snapshot, u *s3hist
 	if err != nil {
 		return nil, nil, err
 	}
-	res, err := unit.Apply(ctx, u, stream.Options{NoData: true, Excluded: excluded, Remove: u.RemoveName})
+	res, err := unit.Apply(ctx, u, stream.Options{NoData: true, Excluded: excluded})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -157,7 +157,7 @@ func openSnapshot(s backup.Snapshot) (*btrfs.Subvolume, error) {
 func UnitOf(u *stream.Unit, moved func(paths []string)) backup.Unit {
 	b := backup.Unit{Name: u.Name, GUID: u.UUID,
 		Apply: func(ctx context.Context, up *s3history.Update, excluded func(string, bool) bool) ([]string, error) {
-			res, err := u.Apply(ctx, up, stream.Options{Excluded: excluded, Remove: up.RemoveName})
+			res, err := u.Apply(ctx, up, stream.Options{Excluded: excluded})
 			if err == nil && len(res.Moved) > 0 {
 				moved(res.Moved)
 			}
