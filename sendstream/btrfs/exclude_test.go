@@ -134,6 +134,12 @@ func TestExcludeCorpus(t *testing.T) {
 					moved += len(res.Moved)
 					c := excludedCase{e: e, before: parent, after: truth, got: m, res: res}
 					c.compare(t, rec.name+" without "+name)
+					names, there := byPath(truth), byPath(m)
+					for _, u := range res.Unknown {
+						if there[u] == nil && parent.Node(names[u].ID) == nil {
+							t.Errorf("%s without %s: all of %q came, and it is not known", rec.name, name, u)
+						}
+					}
 					compared += m.Len()
 				}
 				r.snapshots[unit.UUID] = truth
