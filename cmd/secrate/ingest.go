@@ -150,7 +150,7 @@ func (in *ingest) unit(ctx context.Context, j *backup.Job, unit *stream.Unit) er
 	var res backup.Result
 	err = j.Ingest(ctx, btrfsvolume.UnitOf(unit, func(paths []string) {
 		if len(in.src.Exclude) > 0 {
-			in.a.warn("%s: directories were moved, and what is excluded may not be the same below them: %s", in.src.Name, progress.Printable(strings.Join(paths, ", ")))
+			in.a.warn("%s: directories were moved; what is no longer excluded below them is not in the history until a full stream brings it: %s", in.src.Name, progress.Printable(strings.Join(paths, ", ")))
 		}
 	}), filetree.TimeOf(time.Now()), &res)
 	in.unread = in.a.reportUnread(in.src.Name, res) || in.unread
@@ -182,6 +182,8 @@ func (in *ingest) explain(err error) error {
 		return hinted(err, "is it compressed? pipe it through zstd -d or the like first")
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return hinted(fmt.Errorf("the stream is cut: %w", err), "send it again; of this snapshot nothing was kept")
+	case errors.Is(err, backup.ErrNames):
+		return hinted(err, "send this snapshot as a full stream, without -p")
 	case errors.Is(err, backup.ErrBase):
 		return hinted(err, "send a full stream, without -p, or one that starts from a snapshot the history has")
 	}

@@ -153,15 +153,16 @@ func openSnapshot(s backup.Snapshot) (*btrfs.Subvolume, error) {
 }
 
 // UnitOf makes a unit of a send stream one that can be ingested. moved is told of
-// directories below which excludes may no longer be right.
+// directories below which something may no longer be excluded that the history does not
+// have.
 func UnitOf(u *stream.Unit, moved func(paths []string)) backup.Unit {
 	b := backup.Unit{Name: u.Name, GUID: u.UUID,
-		Apply: func(ctx context.Context, up *s3history.Update, excluded func(string, bool) bool) ([]string, error) {
-			res, err := u.Apply(ctx, up, stream.Options{Excluded: excluded})
+		Apply: func(ctx context.Context, up *s3history.Update, excluded func(string, bool) bool, before []byte) ([]string, []byte, error) {
+			res, err := u.Apply(ctx, up, stream.Options{Excluded: excluded, Outside: before})
 			if err == nil && len(res.Moved) > 0 {
 				moved(res.Moved)
 			}
-			return res.Unknown, err
+			return res.Unknown, res.Outside, err
 		}}
 	if u.Incremental {
 		b.Parent = &u.ParentUUID

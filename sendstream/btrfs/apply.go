@@ -53,10 +53,9 @@ type Result struct {
 	// does not speak and the Update does not know.
 	Moved []string
 
-	// Outside is what Options.Outside has to be for a unit that starts from this one.
-	// Bytes of no more than that are meant to be kept, not read: a list of the excluded
-	// names of files that have others, and of what is not known. It is nil if nothing
-	// is excluded, or with NoData, where the caller looks for himself.
+	// Outside is what Options.Outside has to be for a unit that starts from this one, to
+	// be kept and not read: the excluded names of files that have others, and what is
+	// not known. With NoData it is nil, since the caller looks for himself.
 	Outside []byte
 
 	// Verity has what ENABLE_VERITY said, up to MaxVerity files. Counts has how many
@@ -789,7 +788,7 @@ func (a *applier) finish() error {
 	}
 	slices.Sort(a.res.Unknown)
 	slices.Sort(a.res.Moved)
-	if a.o.NoData || a.o.Excluded == nil && len(list) == 0 {
+	if a.o.NoData {
 		return nil
 	}
 	for id := range a.dropped {
