@@ -1101,12 +1101,12 @@ func (u *Update) Resolve(snapshot [16]byte, path string) (filetree.NodeID, error
 	return n, nil
 }
 
-// snapshot finds a committed snapshot by its UUID.
+// snapshot finds a committed snapshot by its UUID, first among those of this source.
 func (u *Update) snapshot(guid [16]byte) (catalog.View, error) {
 	if v, ok := u.guids[guid]; ok {
 		return v, nil
 	}
-	v, err := u.w.findGUID(guid)
+	v, err := u.w.findGUID(u.source, guid)
 	if err != nil {
 		return v, err
 	}
@@ -1117,14 +1117,14 @@ func (u *Update) snapshot(guid [16]byte) (catalog.View, error) {
 	return v, nil
 }
 
-// findGUID returns the snapshot of any of the writer's sources that the file system
-// knows under a UUID.
-func (w *Writer) findGUID(guid [16]byte) (catalog.View, error) {
+// findGUID returns the snapshot that the file system knows under a UUID: of a source, or
+// else of any of the writer's.
+func (w *Writer) findGUID(own catalog.Source, guid [16]byte) (catalog.View, error) {
 	sources, err := w.cat.Sources()
 	if err != nil {
 		return catalog.View{}, err
 	}
-	for _, s := range sources {
+	for _, s := range append([]catalog.Source{own}, sources...) {
 		if seq, err := w.Alias(s, guid); err != nil {
 			return catalog.View{}, err
 		} else if seq != 0 {

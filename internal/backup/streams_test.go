@@ -2,13 +2,16 @@ package backup_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,8 +19,10 @@ import (
 	"github.com/secrate/secrate/internal/btrfsvolume"
 	"github.com/secrate/secrate/internal/exclude"
 	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/s3history"
 	"github.com/secrate/secrate/sendstream/btrfs"
 	"github.com/secrate/secrate/testenv/manifest"
+	"github.com/secrate/secrate/testenv/treegen"
 )
 
 // An excludedTree is a subvolume of which a part is excluded, and its two histories: one by
@@ -26,10 +31,13 @@ type excludedTree struct {
 	*fixture
 	dir     string
 	exclude []string
-	want    [][]manifest.Entry // by seq, of the streams
-	sent    []string           // read-only snapshots
+	sent    []string // read-only snapshots
 	job     *backup.Job
 	volume  *btrfsvolume.Volume
+
+	unknown []string        // what the last unit said of itself
+	moved   []string        // and which directories
+	unsure  map[string]bool // paths that it said too little of
 }
 
 func newExcludedTree(t *testing.T, exclude ...string) *excludedTree {
@@ -79,8 +87,15 @@ func (x *excludedTree) send(snap, parent string) (backup.Result, error) {
 	if err != nil {
 		x.t.Fatal(err)
 	}
+	x.unknown, x.moved = nil, nil
+	u := btrfsvolume.UnitOf(unit, func(paths []string) { x.moved = paths })
+	apply := u.Apply
+	u.Apply = func(ctx context.Context, up *s3history.Update, excluded func(string, bool) bool, before []byte) (_ []string, after []byte, err error) {
+		x.unknown, after, err = apply(ctx, up, excluded, before)
+		return x.unknown, after, err
+	}
 	var res backup.Result
-	err = x.fixture.job("fed", x.exclude...).Ingest(x.t.Context(), btrfsvolume.UnitOf(unit, func([]string) {}), filetree.Time{Sec: int64(len(x.sent))}, &res)
+	err = x.fixture.job("fed", x.exclude...).Ingest(x.t.Context(), u, filetree.Time{Sec: int64(len(x.sent))}, &res)
 	return res, err
 }
 
@@ -112,28 +127,42 @@ func (x *excludedTree) compare(name, source, snap string) {
 	if err != nil {
 		x.t.Fatal(err)
 	}
-	all, err := manifest.Scan(snap)
-	if err != nil {
-		x.t.Fatal(err)
-	}
-	m, err := exclude.Compile(x.exclude)
-	if err != nil {
-		x.t.Fatal(err)
-	}
-	links := map[uint64]uint64{}
-	kept := slices.DeleteFunc(all, func(e manifest.Entry) bool {
-		return m.Excluded(e.Path, e.Kind == filetree.Dir)
-	})
-	for _, e := range kept {
-		links[e.Ino]++
-	}
-	for i := range kept {
-		kept[i].Nlink = links[kept[i].Ino]
+	sure := func(all []manifest.Entry) []manifest.Entry {
+		return relinked(slices.DeleteFunc(all, func(e manifest.Entry) bool { return source == "fed" && x.unsure[e.Path] }))
 	}
 	ig := manifest.Ignore{Ino: true, DirSize: true, DirNlink: true, FSFlags: true, Nested: true, Extents: true}
-	if d := manifest.Diff(kept, x.entries(x.cat, src, head.Seq), ig); len(d) > 0 {
+	if d := manifest.Diff(sure(x.kept(snap)), sure(x.entries(x.cat, src, head.Seq)), ig); len(d) > 0 {
 		x.t.Errorf("%s: %s #%d:\n%s", name, source, head.Seq, manifest.Report(d, 10))
 	}
+}
+
+// kept returns what is not excluded of a snapshot.
+func (x *excludedTree) kept(snap string) []manifest.Entry {
+	x.t.Helper()
+	m, err := exclude.Compile(x.exclude)
+	x.do(err)
+	return relinked(slices.DeleteFunc(x.scan(snap), func(e manifest.Entry) bool {
+		return m.Excluded(e.Path, e.Kind == filetree.Dir)
+	}))
+}
+
+func (x *excludedTree) scan(snap string) []manifest.Entry {
+	x.t.Helper()
+	all, err := manifest.Scan(snap)
+	x.do(err)
+	return all
+}
+
+// relinked counts the names of files again: one that is not there is no link.
+func relinked(all []manifest.Entry) []manifest.Entry {
+	links := map[uint64]uint64{}
+	for _, e := range all {
+		links[e.Ino]++
+	}
+	for i := range all {
+		all[i].Nlink = links[all[i].Ino]
+	}
+	return all
 }
 
 // The operations return no errors: what fails, fails the test.
@@ -371,4 +400,84 @@ func TestStreamsWithoutContent(t *testing.T) {
 	x.compare("full again", "fed", snap)
 	x.write("f", "3")
 	x.step("and on")
+}
+
+// TestRandomStreams changes a small tree at random, of which much is excluded, so that
+// names often come to where they are and from there.
+func TestRandomStreams(t *testing.T) {
+	var seeds []uint64
+	for i := range *seedsFlag {
+		seeds = append(seeds, uint64(time.Now().UnixNano())+uint64(i))
+	}
+	if *seedFlag != 0 {
+		seeds = []uint64{*seedFlag}
+	}
+	for _, seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			x := newExcludedTree(t, "*[13579]", "/*[aeiou]*/*[acegi]*")
+			g, err := treegen.New(x.dir, treegen.Options{Seed: seed, Entries: 60, Bytes: 1 << 20, Large: -1, PathMax: 200})
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.random(g)
+			if t.Failed() {
+				log := filepath.Join(os.TempDir(), fmt.Sprintf("secrate-streams-seed-%d.log", seed))
+				os.WriteFile(log, []byte(g.Log()), 0o600)
+				t.Logf("-seed %d; operations in %s", seed, log)
+			}
+		})
+	}
+}
+
+func (x *excludedTree) random(g *treegen.Gen) {
+	// blind has the inodes that are no longer excluded below directories that were moved:
+	// of these the stream says nothing, and the command only which directories.
+	blind := map[uint64]bool{}
+	full := 0
+	for n := range 16 {
+		x.do(g.Step(15))
+		g.Note("snapshot %d", n+1)
+		snap, parent := x.snapshot(), ""
+		had, was := map[uint64]bool{}, map[uint64]bool{}
+		err := filetree.ErrNotExist
+		if n%6 > 0 {
+			parent = x.sent[n-1]
+			for _, e := range x.kept(parent) {
+				had[e.Ino] = true
+			}
+			for _, e := range x.scan(parent) {
+				was[e.Ino] = true
+			}
+			if _, err = x.send(snap, parent); err != nil && (len(blind) == 0 || !errors.Is(err, filetree.ErrNotExist)) {
+				x.t.Fatalf("snapshot %d: %v", n+1, err)
+			}
+		}
+		if err != nil {
+			full++
+			clear(blind)
+			if _, err := x.send(snap, ""); err != nil {
+				x.t.Fatalf("snapshot %d: %v", n+1, err)
+			}
+			parent = ""
+		}
+		x.unsure = map[string]bool{}
+		for _, e := range x.kept(snap) {
+			if was[e.Ino] && !had[e.Ino] && slices.ContainsFunc(x.moved, func(d string) bool { return strings.HasPrefix(e.Path, d+"/") }) {
+				blind[e.Ino] = true
+			}
+			if e.Path != "" && (x.unsure[filepath.Dir(e.Path)] || slices.Contains(x.unknown, e.Path) || blind[e.Ino]) {
+				x.unsure[e.Path] = true
+			}
+		}
+		x.compare(fmt.Sprintf("snapshot %d", n+1), "fed", snap)
+		x.snap(x.job, x.volume)
+		x.compare(fmt.Sprintf("snapshot %d", n+1), "vol", snap)
+		if x.t.Failed() {
+			return
+		}
+		if len(x.unsure) > 0 {
+			x.t.Logf("snapshot %d: %d paths are not known", n+1, len(x.unsure))
+		}
+	}
+	x.t.Logf("%d of 16 streams were full", full)
 }

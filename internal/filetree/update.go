@@ -78,7 +78,8 @@ type Update interface {
 	// they are now. n grows if the range ends beyond it. src may be n.
 	Clone(n NodeID, off int64, src NodeID, srcOff, length int64) error
 	// Resolve returns the node at path (slash-separated, relative to the root) of a
-	// committed snapshot, known by the UUID the file system gave it.
+	// committed snapshot, known by the UUID the file system gave it: of this source if
+	// it has it, and else of another.
 	Resolve(snapshot [16]byte, path string) (NodeID, error)
 	// CloneFrom is Clone from a file as it is in such a snapshot.
 	CloneFrom(n NodeID, off int64, snapshot [16]byte, src NodeID, srcOff, length int64) error

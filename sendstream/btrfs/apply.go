@@ -221,15 +221,17 @@ func (a *applier) command(c *Command) error {
 	if err := a.create(); err != nil {
 		return err
 	}
-	a.keptOf = 0
 	switch c.Type {
 	case MkFile, MkDir, MkNod, MkFifo, MkSock, Symlink:
 		return a.make(c)
 	case Rename:
+		a.keptOf = 0
 		return a.rename(c)
 	case Link:
+		a.keptOf = 0
 		return a.link(c)
 	case Unlink, RmDir:
+		a.keptOf = 0
 		return a.unlink(c)
 	case EnableVerity:
 		return a.verity(c)

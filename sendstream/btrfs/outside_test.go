@@ -107,7 +107,9 @@ func TestOutside(t *testing.T) {
 			{func(b *builder) { b.write("e/d/h", 0, "1").rename("e/d", "d").write("d/h", 1, "2") }, long("d/g(2 [0]) "), "d/h=d/g ", nil},
 		}},
 		{"a directory is moved to where what is in it is excluded", []unit{
-			{func(b *builder) { b.dir("n", 300).link("n/h", "d/g").dir("n/x", 301).link("n/x/l", "l").file("n/x/own", 302) },
+			{func(b *builder) {
+				b.dir("n", 300).link("n/h", "d/g").dir("n/x", 301).link("n/x/l", "l").file("n/x/own", 302)
+			},
 				none + " n/ n/h(0 []) n/x/ n/x/l(12288 [0 1 2]) n/x/own(0 [])", "", nil},
 			{func(b *builder) { b.rename("d", "dd").rename("n", "d") },
 				"d/ dd/ dd/f(12288 [0 1 2]) dd/g(0 []) e/ l(12288 [0 1 2])", "d/h=dd/g d/x/l=dd/f ", nil},
