@@ -102,7 +102,7 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 		return err
 	}
 	for _, p := range unknown {
-		res.fail(p, errors.New("it, or what it has a part from, was excluded when that came: what is not known is not stored, and a full stream brings it"))
+		res.fail(p, errors.New("it was excluded when its content came, or has content of a file that was: what is not known is not stored; a full stream brings what is no longer excluded"))
 	}
 	j.o.Observer.Phase(j.o.Source, "committing")
 	s, err := u.Commit()

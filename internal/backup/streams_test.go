@@ -298,6 +298,8 @@ func TestNamesAcrossExcludes(t *testing.T) {
 	x.step("written by one")
 }
 
+// In what follows the sender names a file by what is in x, which is older than z.
+
 // TestStreamsUnchanged has a change of excluded names alone, which makes no snapshot of the
 // history, and a stream that starts from there.
 func TestStreamsUnchanged(t *testing.T) {
@@ -305,7 +307,8 @@ func TestStreamsUnchanged(t *testing.T) {
 	x.mkdir("x")
 	x.mkdir("x/a")
 	x.write("x/a/f", "1")
-	x.link("x/a/f", "f")
+	x.mkdir("z")
+	x.link("x/a/f", "z/f")
 	x.step("full")
 	x.mv("x/a", "x/b")
 	parent := x.sent[0]
@@ -322,14 +325,15 @@ func TestStreamsFromOlder(t *testing.T) {
 	x := newExcludedTree(t, "/x")
 	x.mkdir("x")
 	x.write("x/f", "1")
-	x.link("x/f", "f")
+	x.mkdir("z")
+	x.link("x/f", "z/f")
 	x.step("full")
 	x.mv("x/f", "x/g")
 	x.step("renamed")
 	x.rm("x/g")
 	x.step("removed")
-	x.write("f", "2")
-	x.link("f", "x/h")
+	x.write("z/f", "2")
+	x.link("z/f", "x/h")
 	x.write("x/h", "3")
 	snap := x.snapshot()
 	for i, parent := range x.sent[:3] {
@@ -352,7 +356,8 @@ func TestStreamsNotKnown(t *testing.T) {
 	x := newExcludedTree(t, "/x")
 	x.mkdir("x")
 	x.write("x/f", "1")
-	x.link("x/f", "f")
+	x.mkdir("z")
+	x.link("x/f", "z/f")
 	x.step("full")
 	src := x.source("fed")
 	head, err := x.w.Head(src)
@@ -373,6 +378,23 @@ func TestStreamsNotKnown(t *testing.T) {
 	x.compare("full again", "fed", snap)
 	x.write("x/f", "3")
 	x.step("and on")
+}
+
+// TestNamesBelowMoved has a name that is excluded because a directory above it moves: the
+// stream that moves it does not speak of the file.
+func TestNamesBelowMoved(t *testing.T) {
+	x := newExcludedTree(t, "/e/f")
+	x.mkdir("d")
+	x.write("d/f", "1")
+	x.mkdir("z")
+	x.link("d/f", "z/f")
+	x.step("full")
+	x.mv("d", "e")
+	x.step("excluded")
+	x.write("e/f", "2")
+	x.step("written")
+	x.mv("e", "d")
+	x.step("no longer excluded")
 }
 
 // TestStreamsWithoutContent has a file that is no longer excluded: every snapshot says so,
