@@ -429,6 +429,47 @@ func TestRecoverLostSegments(t *testing.T) {
 	}
 }
 
+// TestRecoverNotes expects that a commit is completed with the notes of its update, which
+// no manifest tells.
+func TestRecoverNotes(t *testing.T) {
+	f := newFixture(t)
+	d := &dying{Mem: f.mem, dir: f.dir}
+	f.store = d
+	_, err := f.commit(f.writer(), 1, func(u *Update) {
+		must(u.Create(filetree.RootNode, "a", fileAttr))
+		must(0, u.SetNote("n", []byte("note")))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.cat.Close()
+	i := slices.IndexFunc(d.states, func(m moment) bool { return strings.Contains(m.what, "/0000000001") })
+	g := *f
+	g.dir, g.mem, g.store = t.TempDir(), d.states[i].mem, d.states[i].mem
+	for name, b := range d.states[i].files {
+		path := filepath.Join(g.dir, name)
+		must(0, errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, b, 0o600)))
+	}
+	g.openCatalog()
+	defer g.cat.Close()
+	w := g.writer()
+	source := must(w.Source("s"))
+	if head := must(w.Head(source)); head.Seq != 1 {
+		t.Fatalf("#%d is the newest", head.Seq)
+	}
+	if note := must(w.Note(source, "n")); string(note) != "note" {
+		t.Errorf("note is %q", note)
+	}
+	_, err = g.commit(w, 2, func(u *Update) {
+		if note := must(u.Note("n")); string(note) != "note" {
+			t.Errorf("an update sees %q", note)
+		}
+	})
+	if !errors.Is(err, ErrUnchanged) {
+		t.Error(err)
+	}
+}
+
 // TestBehind expects that a writer whose catalog is behind what is stored does not fork
 // the history.
 func TestBehind(t *testing.T) {

@@ -229,10 +229,33 @@ func TestCommit(t *testing.T) {
 		must(0, u.Unlink(filetree.RootNode, "b"))
 		m := must(u.Create(filetree.RootNode, "c", file))
 		must(0, u.Clone(m, 0, n, 0, 50))
-		must(0, u.CloneFrom(m, 50, [16]byte{44}, "dir2/a", 2<<20, 1<<20)) // snapshot 300
+		src := must(u.Resolve([16]byte{44}, "dir2/a")) // snapshot 300
+		must(0, u.CloneFrom(m, 50, [16]byte{44}, src, 2<<20, 1<<20))
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.checkRebuild()
+}
+
+// TestResolveOwn has a snapshot of the same UUID in two sources: each finds its own.
+func TestResolveOwn(t *testing.T) {
+	f := newFixture(t)
+	w := f.writer()
+	for i, name := range []string{"a", "b"} {
+		u := must(w.Begin(t.Context(), must(w.Source(name)), SnapshotInfo{GUID: [16]byte{7}}))
+		for range i {
+			must(u.Create(filetree.RootNode, "other", fileAttr))
+		}
+		n := must(u.Create(filetree.RootNode, "f", fileAttr))
+		must(0, u.Write(n, 0, []byte(name)))
+		must(u.Commit())
+	}
+	for i, name := range []string{"a", "b"} {
+		u := must(w.Begin(t.Context(), must(w.Source(name)), SnapshotInfo{GUID: [16]byte{8}}))
+		if n, want := must(u.Resolve([16]byte{7}, "f")), filetree.NodeID(2+i); n != want {
+			t.Errorf("%s: node is %d, want %d", name, n, want)
+		}
+		u.Abort()
+	}
 }

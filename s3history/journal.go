@@ -64,6 +64,8 @@ type commitFile struct {
 	Seq      uint64   `cbor:"3,keyasint"`
 	Root     []byte   `cbor:"4,keyasint"` // the object
 	Segments [][]byte `cbor:"5,keyasint"` // their names
+	// Notes are what Update.SetNote was given, which no manifest tells.
+	Notes map[string][]byte `cbor:"6,keyasint,omitempty"`
 }
 
 func openJournal(stateDir string) (*journal, error) {

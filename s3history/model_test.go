@@ -541,7 +541,11 @@ func (m *modelRun) clone() {
 		}
 	}
 	m.logf("clone %d at %d from %x %q at %d, %d bytes", n, off, guid, path, srcOff, length)
-	m.agree(m.u.CloneFrom(m.id(n), off, guid, path, srcOff, length), m.now.CloneFrom(n, off, guid, path, srcOff, length))
+	src, err := m.now.Resolve(guid, path)
+	got, gotErr := m.u.Resolve(guid, path)
+	if m.agree(gotErr, err); err == nil {
+		m.agree(m.u.CloneFrom(m.id(n), off, guid, got, srcOff, length), m.now.CloneFrom(n, off, guid, src, srcOff, length))
+	}
 }
 
 // put sets a piece of a file as a reader of the new tree does.

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"iter"
 	"os/user"
 	"slices"
 	"strconv"
@@ -62,6 +63,7 @@ type Update struct {
 	gids    map[uint32]bool
 	changed map[filetree.NodeID][]filetree.Range
 	punched map[filetree.NodeID]bool // that Hole or Truncate took bytes from
+	notes   map[string][]byte        // that SetNote was given
 	write   writeBuffer
 	closed  bool
 }
@@ -114,12 +116,16 @@ func (u *Update) Before() catalog.View { return u.w.cat.At(u.source.ID, u.head.S
 // Note returns what SetNote of an earlier update of the source has kept under a name, or
 // nil. It is kept in the catalog alone, and gone when that is rebuilt.
 func (u *Update) Note(name string) ([]byte, error) {
-	return u.w.cat.Meta(fmt.Sprintf("note-%d-%s", u.source.ID, name))
+	return u.w.Note(u.source, name)
 }
 
 // SetNote keeps something for later updates of the source, if this one is committed.
 func (u *Update) SetNote(name string, v []byte) error {
-	return u.w.cat.SetMeta(fmt.Sprintf("note-%d-%s", u.source.ID, name), v)
+	if u.notes == nil {
+		u.notes = map[string][]byte{}
+	}
+	u.notes[name] = v
+	return u.w.SetNote(u.source, name, v)
 }
 
 // Head returns the snapshot before; its Seq is 0 for the first.
@@ -735,6 +741,22 @@ func (u *Update) Lookup(dir filetree.NodeID, name string) (filetree.NodeID, file
 	return n, c.Kind, nil
 }
 
+// Children implements filetree.Update.
+func (u *Update) Children(dir filetree.NodeID) iter.Seq2[filetree.Child, error] {
+	return func(yield func(filetree.Child, error) bool) {
+		for c, err := range u.v.Children(dir) {
+			if !yield(filetree.Child{Name: c.Name, Node: c.Node, Kind: c.Attr.Kind}, err) {
+				return
+			}
+		}
+	}
+}
+
+// Names implements filetree.Update.
+func (u *Update) Names(n filetree.NodeID, limit int) ([]filetree.Entry, error) {
+	return u.v.Entries(n, limit)
+}
+
 // free returns an error unless dir is a directory that has no entry name.
 func (u *Update) free(dir filetree.NodeID, name string) error {
 	if err := filetree.CheckName(name); err != nil {
@@ -1065,40 +1087,58 @@ func (u *Update) clone(n filetree.NodeID, off int64, v catalog.View, src filetre
 }
 
 // CloneFrom implements filetree.Update.
-func (u *Update) CloneFrom(n filetree.NodeID, off int64, snapshot [16]byte, path string, srcOff, length int64) error {
+func (u *Update) CloneFrom(n filetree.NodeID, off int64, snapshot [16]byte, src filetree.NodeID, srcOff, length int64) error {
 	if err := u.flushWrite(); err != nil {
 		return err
 	}
-	v, ok := u.guids[snapshot]
-	if !ok {
-		var err error
-		if v, err = u.w.findGUID(snapshot); err != nil {
-			return err
-		}
-		if u.guids == nil {
-			u.guids = map[[16]byte]catalog.View{}
-		}
-		u.guids[snapshot] = v
-	}
-	src, err := v.Resolve(SplitPath(path))
+	v, err := u.snapshot(snapshot)
 	if err != nil {
-		return fmt.Errorf("clone from %q of snapshot %x: %w", path, snapshot, err)
+		return err
 	}
 	a, err := v.Attr(src)
 	if err != nil {
-		return err
+		return fmt.Errorf("clone from snapshot %x: %w", snapshot, err)
 	}
 	return u.clone(n, off, v, src, a.Kind, srcOff, length)
 }
 
-// findGUID returns the snapshot of any of the writer's sources that the file system
-// knows under a UUID.
-func (w *Writer) findGUID(guid [16]byte) (catalog.View, error) {
+// Resolve implements filetree.Update.
+func (u *Update) Resolve(snapshot [16]byte, path string) (filetree.NodeID, error) {
+	v, err := u.snapshot(snapshot)
+	if err != nil {
+		return 0, err
+	}
+	n, err := v.Resolve(SplitPath(path))
+	if err != nil {
+		return 0, fmt.Errorf("%q in snapshot %x: %w", path, snapshot, err)
+	}
+	return n, nil
+}
+
+// snapshot finds a committed snapshot by its UUID, first among those of this source.
+func (u *Update) snapshot(guid [16]byte) (catalog.View, error) {
+	if v, ok := u.guids[guid]; ok {
+		return v, nil
+	}
+	v, err := u.w.findGUID(u.source, guid)
+	if err != nil {
+		return v, err
+	}
+	if u.guids == nil {
+		u.guids = map[[16]byte]catalog.View{}
+	}
+	u.guids[guid] = v
+	return v, nil
+}
+
+// findGUID returns the snapshot that the file system knows under a UUID: of a source, or
+// else of any of the writer's.
+func (w *Writer) findGUID(own catalog.Source, guid [16]byte) (catalog.View, error) {
 	sources, err := w.cat.Sources()
 	if err != nil {
 		return catalog.View{}, err
 	}
-	for _, s := range sources {
+	for _, s := range append([]catalog.Source{own}, sources...) {
 		if seq, err := w.Alias(s, guid); err != nil {
 			return catalog.View{}, err
 		} else if seq != 0 {

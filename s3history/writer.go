@@ -172,6 +172,11 @@ func (w *Writer) recover(ctx context.Context, c commitFile) ([]Snapshot, error) 
 	if err != nil {
 		return nil, err
 	}
+	for name, v := range c.Notes {
+		if err := w.SetNote(source, name, v); err != nil {
+			return nil, err
+		}
+	}
 	if err := w.cat.Commit(); err != nil {
 		return nil, err
 	}
@@ -445,7 +450,7 @@ func (w *Writer) commit(ctx context.Context, u *Update, r *root) (Snapshot, erro
 	if err != nil {
 		return Snapshot{}, err
 	}
-	c := commitFile{Name: u.source.Name, Ident: u.source.Ident, Seq: r.Seq, Root: obj}
+	c := commitFile{Name: u.source.Name, Ident: u.source.Ident, Seq: r.Seq, Root: obj, Notes: u.notes}
 	for _, ref := range r.Segments {
 		c.Segments = append(c.Segments, ref.SHA)
 	}
@@ -554,6 +559,21 @@ func (w *Writer) Alias(source catalog.Source, guid [16]byte) (seq uint64, err er
 	}
 	err = decMode.Unmarshal(b, &seq)
 	return seq, err
+}
+
+// Note returns what SetNote has kept under a name, here or in an update, or nil. It is
+// kept in the catalog alone, and gone when that is rebuilt.
+func (w *Writer) Note(source catalog.Source, name string) ([]byte, error) {
+	return w.cat.Meta(noteName(source, name))
+}
+
+// SetNote keeps something for later updates of the source.
+func (w *Writer) SetNote(source catalog.Source, name string, v []byte) error {
+	return w.cat.SetMeta(noteName(source, name), v)
+}
+
+func noteName(source catalog.Source, name string) string {
+	return fmt.Sprintf("note-%d-%s", source.ID, name)
 }
 
 func aliasName(source catalog.Source, guid [16]byte) string {

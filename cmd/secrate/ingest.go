@@ -32,6 +32,11 @@ An incremental stream starts from a snapshot that the history must have. One tha
 the history has already is passed over, so the same stream may come twice. The time
 of a snapshot is that of its arrival: a stream does not say when it was taken.
 
+Where something is excluded, a stream may name a file by an excluded name that has
+another one, too. Which do is known to the catalog alone: after secrate catalog
+rebuild the next stream has to be a full one. What is no longer excluded, but was
+when its content came, is named every time, until a full stream brings it.
+
 Read is standard input only; changed are the destination, where objects are added,
 and the state directory. A stream that is cut or damaged is refused with the offset
 in it. The snapshots before the damage are kept, of the damaged one nothing.
@@ -39,7 +44,8 @@ in it. The snapshots before the damage are kept, of the damaged one nothing.
 Exit statuses:
 
     0  all done
-    1  the stream was bad, but snapshots at its beginning are in the history
+    1  the stream was bad, but snapshots at its beginning are in the history; or all
+       of it is, but for what was excluded when it came
     2  usage, such as a terminal as standard input
     3  nothing of it could be brought into the history`,
 		Example: `  btrfs send /mnt/pool/snap1 | secrate ingest nas
@@ -150,7 +156,7 @@ func (in *ingest) unit(ctx context.Context, j *backup.Job, unit *stream.Unit) er
 	var res backup.Result
 	err = j.Ingest(ctx, btrfsvolume.UnitOf(unit, func(paths []string) {
 		if len(in.src.Exclude) > 0 {
-			in.a.warn("%s: directories were moved, and what is excluded may not be the same below them: %s", in.src.Name, progress.Printable(strings.Join(paths, ", ")))
+			in.a.warn("%s: directories were moved; what is no longer excluded below them is not in the history until a full stream brings it: %s", in.src.Name, progress.Printable(strings.Join(paths, ", ")))
 		}
 	}), filetree.TimeOf(time.Now()), &res)
 	in.unread = in.a.reportUnread(in.src.Name, res) || in.unread
@@ -182,10 +188,14 @@ func (in *ingest) explain(err error) error {
 		return hinted(err, "is it compressed? pipe it through zstd -d or the like first")
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return hinted(fmt.Errorf("the stream is cut: %w", err), "send it again; of this snapshot nothing was kept")
+	case errors.Is(err, backup.ErrNames):
+		return hinted(err, "send this snapshot as a full stream, without -p")
 	case errors.Is(err, backup.ErrBase):
 		return hinted(err, "send a full stream, without -p, or one that starts from a snapshot the history has")
 	}
-	if _, ok := errors.AsType[*stream.FormatError](err); ok {
+	if _, ok := errors.AsType[*stream.FormatError](err); ok && errors.Is(err, filetree.ErrNotExist) {
+		return hinted(err, "the history lacks what was no longer excluded since, or is not of the same tree: send this snapshot as a full stream, without -p")
+	} else if ok {
 		return hinted(err, "send it again; of this snapshot nothing was kept")
 	}
 	return err

@@ -16,13 +16,20 @@ type Unit struct {
 	GUID   [16]byte
 	Parent *[16]byte // what it starts from; nil for a full one
 	// Apply brings the unit into u. unknown are the paths of which the stream does not
-	// say enough.
-	Apply func(ctx context.Context, u *s3history.Update, excluded func(string, bool) bool) (unknown []string, err error)
+	// say enough. before is what was handed on with the snapshot that it starts from, nil
+	// if nothing is known to have been; after is handed on, and not empty.
+	Apply func(ctx context.Context, u *s3history.Update, excluded func(string, bool) bool, before []byte) (unknown []string, after []byte, err error)
 }
 
 // ErrBase is wrapped by Ingest when a stream starts from a snapshot that the history
 // does not have.
 var ErrBase = errors.New("the history does not have what the stream starts from")
+
+// ErrNames is wrapped by Ingest when something is excluded in the snapshot that a stream
+// starts from, and which excluded names lead to files that are kept is not known: the
+// catalog was rebuilt, or the snapshot is long ago. A change that the stream tells of by
+// such a name would not be seen.
+var ErrNames = errors.New("it is not known which of the names that are excluded there are names of files that are kept")
 
 // Ingest commits the snapshot that a unit makes. It reports false in the result's
 // Unchanged when the history has it already, or it changes nothing; the unit is then
@@ -48,6 +55,7 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 		return nil
 	}
 	var base uint64
+	var before []byte
 	if unit.Parent != nil {
 		i := byGUID(*unit.Parent)
 		if i < 0 {
@@ -58,6 +66,15 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 			return fmt.Errorf("stream of %s starts from the snapshot with UUID %x; source %s has %s: %w", unit.Name, *unit.Parent, j.o.Source, have, ErrBase)
 		}
 		base = known[i].Seq
+		if before, err = j.w.Note(source, outsideNote(*unit.Parent)); err != nil {
+			return err
+		}
+		if len(before) == 0 && len(known[i].Info.Exclude) > 0 {
+			return fmt.Errorf("stream of %s starts from #%d, snapshot %s: %w", unit.Name, base, known[i].Info.Origin, ErrNames)
+		}
+		if !slices.Equal(known[i].Info.Exclude, j.o.Exclude) {
+			j.o.Observer.Warn(j.o.Source, fmt.Sprintf("what is excluded has changed since #%d: what was until then and is no longer comes with a full stream", base))
+		}
 	}
 	u, err := j.w.Begin(ctx, source, s3history.SnapshotInfo{Time: now, Origin: unit.Name, GUID: unit.GUID, Exclude: j.o.Exclude, Host: j.o.Host})
 	if err != nil {
@@ -77,18 +94,25 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 	if patterns := j.o.Exclude; len(patterns) > 0 {
 		excluded = j.exclude.Excluded
 	}
-	unknown, err := unit.Apply(ctx, u, excluded)
+	unknown, after, err := unit.Apply(ctx, u, excluded, before)
 	if err != nil {
 		return err
 	}
+	if err := keep(u, unit.GUID, after); err != nil {
+		return err
+	}
 	for _, p := range unknown {
-		res.fail(p, errors.New("was excluded when its content came, and is no longer: it is stored without what is not known; a full stream brings it"))
+		res.fail(p, errors.New("it was excluded when its content came, or has content of a file that was: what is not known is not stored; a full stream brings what is no longer excluded"))
 	}
 	j.o.Observer.Phase(j.o.Source, "committing")
 	s, err := u.Commit()
 	if errors.Is(err, s3history.ErrUnchanged) {
-		// Nothing is written, but a later stream may start from this one.
+		// Nothing is written, but a later stream may start from this one. What is excluded may
+		// have changed, and a crash before the alias leaves a note that nobody asks for.
 		res.Unchanged = true
+		if err := keep(sourceNotes{j.w, source}, unit.GUID, after); err != nil {
+			return err
+		}
 		return j.w.SetAlias(source, unit.GUID, u.Head().Seq)
 	} else if err != nil {
 		return err

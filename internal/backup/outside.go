@@ -13,9 +13,10 @@ import (
 )
 
 // A file may have one name that is kept and another that is excluded. A stream speaks of
-// it by either; by the excluded one it says nothing that the history understands. So such
-// nodes, those with more names in the tree than in the history, are remembered, and
-// looked at in every increment. They are few, and a look is one stat.
+// it by either; by the excluded one it says nothing that the history understands, since
+// what is excluded is not looked into. So such nodes, those with more names in the tree
+// than in the history, are remembered, and looked at in every increment. They are few, and
+// a look is one stat.
 
 // linked notes how many names a node has.
 func (r *reader) linked(n filetree.NodeID, st *localfs.Stat) {

@@ -143,7 +143,7 @@ func (v *Volume) Changes(ctx context.Context, s, base backup.Snapshot, u *s3hist
 	if err != nil {
 		return nil, nil, err
 	}
-	res, err := unit.Apply(ctx, u, stream.Options{NoData: true, Excluded: excluded, Remove: u.RemoveName})
+	res, err := unit.Apply(ctx, u, stream.Options{NoData: true, Excluded: excluded})
 	if errors.Is(err, filetree.ErrNotExist) || errors.Is(err, filetree.ErrInvalid) {
 		// The kernel's stream fits the kernel's snapshot.
 		return nil, nil, fmt.Errorf("%w: %w", backup.ErrMisfit, err)
@@ -170,15 +170,16 @@ func openSnapshot(s backup.Snapshot) (*btrfs.Subvolume, error) {
 }
 
 // UnitOf makes a unit of a send stream one that can be ingested. moved is told of
-// directories below which excludes may no longer be right.
+// directories below which something may no longer be excluded that the history does not
+// have.
 func UnitOf(u *stream.Unit, moved func(paths []string)) backup.Unit {
 	b := backup.Unit{Name: u.Name, GUID: u.UUID,
-		Apply: func(ctx context.Context, up *s3history.Update, excluded func(string, bool) bool) ([]string, error) {
-			res, err := u.Apply(ctx, up, stream.Options{Excluded: excluded, Remove: up.RemoveName})
+		Apply: func(ctx context.Context, up *s3history.Update, excluded func(string, bool) bool, before []byte) ([]string, []byte, error) {
+			res, err := u.Apply(ctx, up, stream.Options{Excluded: excluded, Outside: before})
 			if err == nil && len(res.Moved) > 0 {
 				moved(res.Moved)
 			}
-			return res.Unknown, err
+			return res.Unknown, res.Outside, err
 		}}
 	if u.Incremental {
 		b.Parent = &u.ParentUUID

@@ -231,7 +231,7 @@ func TestIndex(t *testing.T) {
 		check(db.Release(true))
 		check(db.Savepoint())
 		v := db.At(source.ID, 1)
-		if e := must(v.Entries(7, 0)); !slices.Equal(e, []Entry{{1, "7"}}) {
+		if e := must(v.Entries(7, 0)); !slices.Equal(e, []Entry{{Dir: 1, Name: "7"}}) {
 			t.Error(e)
 		}
 		want("asked", "entries_node")

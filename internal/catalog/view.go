@@ -123,10 +123,7 @@ func (v View) Empty(dir filetree.NodeID) (bool, error) {
 }
 
 // An Entry is a name of a node.
-type Entry struct {
-	Dir  filetree.NodeID
-	Name string
-}
+type Entry = filetree.Entry
 
 // Entries returns the names of a node, at most limit of them (0: all).
 func (v View) Entries(n filetree.NodeID, limit int) ([]Entry, error) {
@@ -140,7 +137,7 @@ func (v View) Entries(n filetree.NodeID, limit int) ([]Entry, error) {
 	}
 	var all []Entry
 	err := v.db.query("SELECT dir, name FROM entries WHERE node = ?1"+alive+"LIMIT ?3", func(r *sqlite.Stmt) bool {
-		all = append(all, Entry{nodeOf(r.ColumnInt64(0)), columnString(r, 1)})
+		all = append(all, Entry{Dir: nodeOf(r.ColumnInt64(0)), Name: columnString(r, 1)})
 		return true
 	}, v.key(n), v.seq, limit)
 	return all, err
@@ -465,7 +462,7 @@ func (v View) EntryChanges(n filetree.NodeID) (got, lost []Entry, err error) {
 		return nil, nil, err
 	}
 	err = v.db.query("SELECT dir, name, born = ?2 FROM entries WHERE node = ?1 AND (born = ?2 AND died = 0 OR died = ?2 AND born < ?2)", func(r *sqlite.Stmt) bool {
-		e := Entry{nodeOf(r.ColumnInt64(0)), columnString(r, 1)}
+		e := Entry{Dir: nodeOf(r.ColumnInt64(0)), Name: columnString(r, 1)}
 		if r.ColumnInt64(2) != 0 {
 			got = append(got, e)
 		} else {

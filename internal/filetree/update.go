@@ -1,6 +1,9 @@
 package filetree
 
-import "errors"
+import (
+	"errors"
+	"iter"
+)
 
 // A NodeID names a node within one source's history. It is given once and never
 // again. [RootNode] is the source's root directory.
@@ -18,6 +21,19 @@ var ErrNotExist = errors.New("no such file or directory")
 // bytes written to a link. The state is then as before the call.
 var ErrInvalid = errors.New("impossible change")
 
+// An Entry is a name: the entry Name of directory Dir.
+type Entry struct {
+	Dir  NodeID
+	Name string
+}
+
+// A Child is what an entry of a directory leads to.
+type Child struct {
+	Name string
+	Node NodeID
+	Kind Kind
+}
+
 // An Update is a tree under change: it starts as the newest state of a source's
 // history, takes changes in the order they come, and is then committed or dropped
 // by whoever opened it. Every method sees the changes made before. Its methods are
@@ -27,6 +43,12 @@ var ErrInvalid = errors.New("impossible change")
 type Update interface {
 	// Lookup returns the node that the entry name of directory dir leads to now.
 	Lookup(dir NodeID, name string) (NodeID, Kind, error)
+	// Children yields the entries of a directory. Those already yielded may be taken
+	// away meanwhile.
+	Children(dir NodeID) iter.Seq2[Child, error]
+	// Names returns the names of a node, at most limit of them (0: all); none if it is
+	// gone. The root has none.
+	Names(n NodeID, limit int) ([]Entry, error)
 	// Create makes a new node with the given attributes and an entry for it. The
 	// entry must not exist. Of a.Size nothing is taken: a new file is empty.
 	Create(dir NodeID, name string, a Attr) (NodeID, error)
@@ -55,7 +77,10 @@ type Update interface {
 	// Clone makes length bytes at off of n the same as those at srcOff of src, as
 	// they are now. n grows if the range ends beyond it. src may be n.
 	Clone(n NodeID, off int64, src NodeID, srcOff, length int64) error
-	// CloneFrom is Clone from the file at path (slash-separated, relative to the
-	// root) in a committed snapshot, known by the UUID the file system gave it.
-	CloneFrom(n NodeID, off int64, snapshot [16]byte, path string, srcOff, length int64) error
+	// Resolve returns the node at path (slash-separated, relative to the root) of a
+	// committed snapshot, known by the UUID the file system gave it: of this source if
+	// it has it, and else of another.
+	Resolve(snapshot [16]byte, path string) (NodeID, error)
+	// CloneFrom is Clone from a file as it is in such a snapshot.
+	CloneFrom(n NodeID, off int64, snapshot [16]byte, src NodeID, srcOff, length int64) error
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -26,10 +27,10 @@ type Options struct {
 	// same for the same path in all units of a history. Nil excludes nothing.
 	Excluded func(path string, dir bool) bool
 
-	// Remove takes an entry away with all that is below it. It is called for
-	// directories that moved to where they are excluded. If it is nil, Update.Unlink
-	// is called, which refuses a directory that is not empty.
-	Remove func(dir filetree.NodeID, name string) error
+	// Outside is what the Result of the unit that made the parent had. It is not
+	// needed when nothing was excluded until then, and not where all that has names
+	// that are excluded is looked at anyway. Nil says nothing.
+	Outside []byte
 }
 
 // A Result says what a unit brought.
@@ -43,13 +44,19 @@ type Result struct {
 	// cloned from what the Update does not have. A directory stands for all below
 	// it. What the Update does not have has to be read elsewhere and created; what it
 	// has, read again. What is not known may be the kind, too, so that the path may
-	// be excluded after all.
+	// be excluded after all. Outside hands them on, so that they are named again by
+	// every unit until they are known.
 	Unknown []string
 
 	// Moved has the paths of directories that were moved, sorted, if Options.Excluded
-	// is set. Below them, nodes that the stream does not speak of may be excluded
-	// now, or no longer be.
+	// is set. Below them may be nodes that are no longer excluded, of which the stream
+	// does not speak and the Update does not know.
 	Moved []string
+
+	// Outside is what Options.Outside has to be for a unit that starts from this one, to
+	// be kept and not read: the excluded names of files that have others, and what is
+	// not known. With NoData it is nil, since the caller looks for himself.
+	Outside []byte
 
 	// Verity has what ENABLE_VERITY said, up to MaxVerity files. Counts has how many
 	// there were.
@@ -82,15 +89,23 @@ func (u *Unit) Apply(ctx context.Context, up filetree.Update, o Options) (Result
 		return Result{}, errPassed
 	}
 	a := &applier{
-		unit:  u,
-		up:    up,
-		o:     o,
-		tree:  newTree(up, o.Excluded),
-		temps: make(map[string]int64),
-		holes: u.Version == 1 && u.Incremental && !o.NoData,
+		unit:    u,
+		up:      up,
+		o:       o,
+		tree:    newTree(up, o.Excluded),
+		temps:   make(map[string]int64),
+		outside: make(map[filetree.NodeID]int),
+		held:    make(map[filetree.NodeID]string),
+		dropped: make(map[filetree.NodeID]struct{}),
+		lost:    make(map[filetree.NodeID]struct{}),
+		holes:   u.Version == 1 && u.Incremental && !o.NoData,
 	}
 	units := u.units
 	u.units = nil // a second Apply is a mistake
+	if err := a.load(o.Outside); err != nil {
+		return a.res, err
+	}
+	a.lostBefore = maps.Clone(a.lost)
 	for n := 0; ; n++ {
 		if n%64 == 0 {
 			if err := ctx.Err(); err != nil {
@@ -161,10 +176,22 @@ type applier struct {
 
 	temps   map[string]int64 // temporary names in use, and where they were made
 	created idSet            // by this unit
-	parked  int              // names given to nodes whose directory is a ghost
+	parked  int              // names given to nodes that wait in the root
 
-	// lost has the files whose content is not known. Each has a pinned node.
-	lost map[filetree.NodeID]struct{}
+	// outside counts the names outside of nodes that have any. The last name that such a
+	// node has in the Update is held until the end, under the name of a parked one: the
+	// node may get others.
+	outside map[filetree.NodeID]int
+	held    map[filetree.NodeID]string
+	dropped map[filetree.NodeID]struct{} // those that may have no name that is kept any more
+	unborn  unborn
+
+	// lost has the files whose content is not known.
+	lost, lostBefore map[filetree.NodeID]struct{}
+
+	parentNames map[string]filetree.NodeID // see parentNode
+	keptOf      filetree.NodeID            // the node that kept was last asked for; 0: ask again
+	keptIs      bool
 
 	holes  bool // zeros in files of the parent stand for holes
 	sizeOf filetree.NodeID
@@ -198,10 +225,13 @@ func (a *applier) command(c *Command) error {
 	case MkFile, MkDir, MkNod, MkFifo, MkSock, Symlink:
 		return a.make(c)
 	case Rename:
+		a.keptOf = 0
 		return a.rename(c)
 	case Link:
+		a.keptOf = 0
 		return a.link(c)
 	case Unlink, RmDir:
+		a.keptOf = 0
 		return a.unlink(c)
 	case EnableVerity:
 		return a.verity(c)
@@ -230,7 +260,7 @@ func (a *applier) make(c *Command) error {
 		attr.Mode = 0o777 // links have no other, and no CHMOD
 	}
 	if d.ghost() || a.excludes.hides(c.Path, attr.Kind) {
-		return nil // never created: what comes of it is a ghost
+		return a.conceive(d, name, attr)
 	}
 	a.creating = true
 	a.newborn = newborn{
@@ -282,8 +312,9 @@ func (a *applier) renameNewborn(c *Command) error {
 	n := &a.newborn
 	if d.ghost() || a.excludes.hides(c.PathTo, n.attr.Kind) {
 		a.creating = false
+		a.attrs.apply(&n.attr)
 		a.attrs = attrs{}
-		return nil
+		return a.conceive(d, name, n.attr)
 	}
 	n.path = append(n.path[:0], c.PathTo...)
 	n.dir, n.name, n.temp = d, name, false
@@ -350,13 +381,20 @@ func (a *applier) rename(c *Command) error {
 	if err != nil {
 		return err
 	}
-	if n.ghost() {
+	hidden := d.ghost() || a.excludes.hides(c.PathTo, n.kind)
+	switch {
+	case n.outside:
+		return a.renameOutside(n, d, name, c.PathTo, hidden)
+	case n.ghost() && !hidden && a.isUnborn(n):
+		a.unname(n)
+		return a.bear(d, name, c.PathTo)
+	case n.ghost():
 		if err := a.free(d, name); err != nil {
 			return err
 		}
 		a.detach(n)
 		a.attach(d, name, n)
-		if d.ghost() || a.excludes.hides(c.PathTo, n.kind) {
+		if hidden {
 			return nil
 		}
 		return a.pin(n)
@@ -393,13 +431,7 @@ func (a *applier) rename(c *Command) error {
 	a.attach(d, name, n)
 	n.parked = parked
 	if parked != "" {
-		// The ghosts above are known to exist from now on.
-		for ; n.parked != "" || n.ghost(); n = n.parent {
-			if err := a.pin(n); err != nil {
-				return err
-			}
-		}
-		return nil
+		return a.pinAll(n)
 	}
 	if n.kind == filetree.Dir {
 		a.settle(n)
@@ -407,10 +439,12 @@ func (a *applier) rename(c *Command) error {
 	return a.loose(n, c.PathTo)
 }
 
+const parkedPrefix = "\x01secrate-parked-"
+
 // parkingName returns a name that is free in the root and that nobody gives.
 func (a *applier) parkingName() (string, error) {
 	for {
-		name := fmt.Sprintf("\x01secrate-parked-%d", a.parked)
+		name := fmt.Sprintf("%s%d", parkedPrefix, a.parked)
 		a.parked++
 		switch _, _, err := a.up.Lookup(filetree.RootNode, name); {
 		case errors.Is(err, filetree.ErrNotExist):
@@ -421,7 +455,7 @@ func (a *applier) parkingName() (string, error) {
 	}
 }
 
-// link makes a name. One that is excluded is not made.
+// link makes a name. One that is excluded is remembered, but not made.
 func (a *applier) link(c *Command) error {
 	n, err := a.resolve(c.Link)
 	if err != nil {
@@ -433,10 +467,22 @@ func (a *applier) link(c *Command) error {
 		return err
 	case n.kind == filetree.Dir: // which the Update would refuse, but for a ghost
 		return fmt.Errorf("to directory %q: %w", c.Link, filetree.ErrInvalid)
-	case d.ghost() || a.excludes.hides(c.Path, n.kind):
-		return nil
 	}
-	if n.ghost() {
+	hidden := d.ghost() || a.excludes.hides(c.Path, n.kind)
+	switch {
+	case n.ghost() && a.isUnborn(n):
+		if !hidden {
+			return a.bear(d, name, c.Path)
+		}
+		if err := d.taken(name); err != nil {
+			return err
+		}
+		m := a.attach(d, name, &node{kind: n.kind})
+		a.unborn.names = append(a.unborn.names, m)
+		return a.pin(m)
+	case n.ghost() && hidden:
+		return nil
+	case n.ghost():
 		if err := a.free(d, name); err != nil {
 			return err
 		}
@@ -445,17 +491,13 @@ func (a *applier) link(c *Command) error {
 	if err := d.taken(name); err != nil {
 		return err
 	}
+	if hidden {
+		return a.putOutside(a.attach(d, name, &node{kind: n.kind}), n.id)
+	}
 	if err := a.up.Link(d.id, name, n.id); err != nil {
 		return err
 	}
-	m := a.attach(d, name, &node{id: n.id, kind: n.kind})
-	if _, lost := a.lost[n.id]; lost {
-		m.lost = true
-		if err := a.pin(m); err != nil {
-			return err
-		}
-	}
-	return a.loose(m, c.Path)
+	return a.loose(a.attach(d, name, &node{id: n.id, kind: n.kind}), c.Path)
 }
 
 // unlink is UNLINK and RMDIR.
@@ -476,11 +518,17 @@ func (a *applier) unlink(c *Command) error {
 			return fmt.Errorf("%q is not empty: %w", c.Path, filetree.ErrInvalid)
 		}
 	}
-	if !n.ghost() {
+	switch {
+	case n.outside:
+		a.takeOutside(n)
+	case n.ghost():
+		a.unname(n)
+		return nil
+	default:
 		if err := a.setAttrs(); err != nil {
 			return err
 		}
-		if err := a.up.Unlink(n.place()); err != nil {
+		if err := a.unlinkOrHold(n); err != nil {
 			return err
 		}
 		if n.parent == a.root {
@@ -489,6 +537,19 @@ func (a *applier) unlink(c *Command) error {
 	}
 	a.detach(n)
 	return nil
+}
+
+func (a *applier) unlinkOrHold(n *node) error {
+	dir, name := n.place()
+	if a.outside[n.id] == 0 || a.held[n.id] != "" {
+		return a.up.Unlink(dir, name)
+	}
+	held, err := a.parkingName()
+	if err != nil {
+		return err
+	}
+	a.held[n.id] = held
+	return a.up.Rename(dir, name, filetree.RootNode, held)
 }
 
 func (a *applier) verity(c *Command) error {
@@ -513,12 +574,19 @@ func (a *applier) data(c *Command) error {
 		return fmt.Errorf("is no file: %w", filetree.ErrInvalid)
 	}
 	if n.ghost() {
+		a.forget(n)
 		a.res.Skipped += int64(len(c.Data))
 		return nil
 	}
-	if a.excludes.hides(c.Path, n.kind) {
-		a.res.Skipped += int64(len(c.Data))
-		return a.lose(n)
+	if n.outside || a.excludes.hides(c.Path, n.kind) {
+		switch kept, err := a.kept(n.id); {
+		case err != nil:
+			return err
+		case !kept: // so it will go, unless it moves once more
+			a.res.Skipped += int64(len(c.Data))
+			a.lost[n.id] = struct{}{}
+			return nil
+		}
 	}
 	switch c.Type {
 	case Write:
@@ -537,19 +605,12 @@ func (a *applier) data(c *Command) error {
 		return a.up.Hole(n.id, c.Range.Offset, c.Range.Length)
 	case Truncate:
 		a.sizeOf, a.size = n.id, c.Size
+		if c.Size == 0 {
+			delete(a.lost, n.id)
+		}
 		return a.up.Truncate(n.id, c.Size)
 	}
 	panic("btrfs: internal error: " + c.Type.String())
-}
-
-// lose notes that the content of n is not known.
-func (a *applier) lose(n *node) error {
-	if a.lost == nil {
-		a.lost = make(map[filetree.NodeID]struct{})
-	}
-	a.lost[n.id] = struct{}{}
-	n.lost = true
-	return a.pin(n)
 }
 
 // changed passes on a range without its content.
@@ -560,24 +621,26 @@ func (a *applier) changed(n *node, r filetree.Range) error {
 
 func (a *applier) clone(n *node, c *Command) error {
 	unknown := func() error {
-		if err := a.lose(n); err != nil {
-			return err
-		}
+		a.lost[n.id] = struct{}{}
 		return a.changed(n, c.Range)
 	}
 	if a.o.NoData {
 		return a.changed(n, c.Range)
 	}
 	if c.CloneUUID != a.unit.UUID {
-		if a.excludes.covers(string(c.ClonePath), filetree.File) {
-			return unknown()
+		src, err := a.up.Resolve(c.CloneUUID, string(c.ClonePath))
+		ofParent := a.unit.Incremental && c.CloneUUID == a.unit.ParentUUID
+		if ofParent && errors.Is(err, filetree.ErrNotExist) {
+			src, err = a.parentNode(string(c.ClonePath))
 		}
-		err := a.up.CloneFrom(n.id, c.Range.Offset, c.CloneUUID, string(c.ClonePath), c.CloneOffset, c.Range.Length)
-		if errors.Is(err, filetree.ErrNotExist) {
+		_, lost := a.lostBefore[src]
+		if errors.Is(err, filetree.ErrNotExist) || ofParent && lost {
 			return unknown() // a clone source that was never stored
+		} else if err != nil {
+			return err
 		}
 		a.grow(n, c.Range.End())
-		return err
+		return a.up.CloneFrom(n.id, c.Range.Offset, c.CloneUUID, src, c.CloneOffset, c.Range.Length)
 	}
 	src, err := a.resolve(c.ClonePath)
 	if err != nil {
@@ -680,12 +743,84 @@ func (a *applier) finish() error {
 		return &FormatError{Offset: offset, Err: fmt.Errorf("temporary name %q is left at the end: %w", name, filetree.ErrInvalid)}
 	}
 
-	type item struct {
-		*node
-		path  string
-		depth int
-		below bool // a ghost
+	items := a.items()
+	var list []outsider
+	// Names first, so that nothing goes that has one that is kept now.
+	for _, n := range items {
+		if n.outside && !n.out {
+			if err := a.up.Link(n.parent.id, n.name, n.id); err != nil {
+				return fmt.Errorf("btrfs: link %q, which is no longer excluded: %w", n.path, err)
+			}
+			a.takeOutside(n.node)
+		}
 	}
+	var moved []item
+	for _, n := range items {
+		switch {
+		case n.outside:
+			list = append(list, outsider{n.path, n.id, n.kind})
+		case n.ghost() && !n.out:
+			a.res.Unknown = append(a.res.Unknown, n.path)
+			list = append(list, outsider{n.path, 0, n.kind})
+		case n.ghost():
+		case n.out:
+			dir, name := n.place()
+			a.detach(n.node)
+			if err := a.remove(dir, name, n.id, n.kind, n.path, &list); err != nil {
+				return err
+			}
+		case n.moved:
+			moved = append(moved, n)
+			a.res.Moved = append(a.res.Moved, n.path)
+		}
+	}
+	for _, n := range moved {
+		if err := a.sweep(n, &list); err != nil {
+			return err
+		}
+	}
+	for id, name := range a.held {
+		a.dropped[id] = struct{}{}
+		if err := a.up.Unlink(filetree.RootNode, name); err != nil {
+			return err
+		}
+	}
+	if err := a.reportLost(&list); err != nil {
+		return err
+	}
+	slices.Sort(a.res.Unknown)
+	slices.Sort(a.res.Moved)
+	if a.o.NoData {
+		return nil
+	}
+	for id := range a.dropped {
+		names, err := a.up.Names(id, 1)
+		if err != nil {
+			return err
+		}
+		if len(names) > 0 {
+			delete(a.dropped, id)
+		}
+	}
+	list = slices.DeleteFunc(list, func(o outsider) bool {
+		_, gone := a.dropped[o.node]
+		return gone
+	})
+	a.res.Outside = encodeOutside(list)
+	return nil
+}
+
+// An item is a pinned node at the end of the unit.
+type item struct {
+	*node
+	path  string
+	depth int
+	out   bool // excluded, or below a ghost
+}
+
+// items returns the pinned nodes, the deepest first: a directory has to be empty when it
+// is taken away.
+func (a *applier) items() []item {
 	var items []item
 	for _, n := range a.pinned {
 		if !n.pinned {
@@ -695,51 +830,129 @@ func (a *applier) finish() error {
 		top := n
 		for ; top.parent != nil; top = top.parent {
 			it.depth++
-			it.below = it.below || top.parent.ghost()
+			it.out = it.out || top.parent.ghost()
 		}
 		if top == a.root {
 			it.path = n.path()
+			it.out = it.out || a.excludes.covers(it.path, n.kind)
 			items = append(items, it)
 		}
 	}
-	// The deepest first: a directory has to be empty when it is taken away.
 	slices.SortFunc(items, func(x, y item) int {
 		if x.depth != y.depth {
 			return y.depth - x.depth
 		}
 		return strings.Compare(x.path, y.path)
 	})
-	for _, n := range items {
-		out := n.below || a.excludes.covers(n.path, n.kind)
-		switch {
-		case n.ghost() && !out:
-			a.res.Unknown = append(a.res.Unknown, n.path)
-		case n.ghost():
-		case out:
-			if err := a.remove(n.node); err != nil {
-				return fmt.Errorf("btrfs: remove excluded %q: %w", n.path, err)
+	return items
+}
+
+// remove takes an entry of the Update away with all that is below it. What of that has
+// other names, or may have, goes to list.
+func (a *applier) remove(dir filetree.NodeID, name string, id filetree.NodeID, kind filetree.Kind, path string, list *[]outsider) error {
+	type entry struct {
+		filetree.Entry
+		id   filetree.NodeID
+		path string
+		done bool // with what is below
+	}
+	unlink := func(e filetree.Entry, path string) error {
+		if err := a.up.Unlink(e.Dir, e.Name); err != nil {
+			return fmt.Errorf("btrfs: remove excluded %q: %w", path, err)
+		}
+		return nil
+	}
+	file := func(e filetree.Entry, id filetree.NodeID, kind filetree.Kind, path string) error {
+		if err := unlink(e, path); err != nil {
+			return err
+		}
+		left, err := a.up.Names(id, 1)
+		if len(left) > 0 {
+			*list = append(*list, outsider{path, id, kind})
+		}
+		if len(left) > 0 || a.outside[id] > 0 {
+			a.dropped[id] = struct{}{}
+		}
+		return err
+	}
+	top := filetree.Entry{Dir: dir, Name: name}
+	if kind != filetree.Dir {
+		return file(top, id, kind, path)
+	}
+	for todo := []entry{{Entry: top, id: id, path: path}}; len(todo) > 0; {
+		e := todo[len(todo)-1]
+		if e.done {
+			if err := unlink(e.Entry, e.path); err != nil {
+				return err
 			}
-		default:
-			if n.lost {
-				a.res.Unknown = append(a.res.Unknown, n.path)
+			todo = todo[:len(todo)-1]
+			continue
+		}
+		todo[len(todo)-1].done = true
+		for c, err := range a.up.Children(e.id) {
+			if err != nil {
+				return err
 			}
-			if n.moved {
-				a.res.Moved = append(a.res.Moved, n.path)
+			at, path := filetree.Entry{Dir: e.id, Name: c.Name}, join(e.path, c.Name)
+			if c.Kind == filetree.Dir {
+				todo = append(todo, entry{Entry: at, id: c.Node, path: path})
+			} else if err := file(at, c.Node, c.Kind, path); err != nil {
+				return err
 			}
 		}
 	}
-	slices.Sort(a.res.Unknown)
-	slices.Sort(a.res.Moved)
 	return nil
 }
 
-func (a *applier) remove(n *node) error {
-	dir, name := n.place()
-	a.detach(n)
-	if n.kind == filetree.Dir && a.o.Remove != nil {
-		return a.o.Remove(dir, name)
+// sweep removes what is excluded now below a directory that was moved.
+func (a *applier) sweep(d item, list *[]outsider) error {
+	for n := d.parent; n != nil; n = n.parent {
+		if n.moved {
+			return nil // with that
+		}
 	}
-	return a.up.Unlink(dir, name)
+	type dir struct {
+		id   filetree.NodeID
+		path string
+	}
+	for todo := []dir{{d.id, d.path}}; len(todo) > 0; {
+		at := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		for c, err := range a.up.Children(at.id) {
+			if err != nil {
+				return err
+			}
+			path := join(at.path, c.Name)
+			if a.excludes.covers(path, c.Kind) {
+				err = a.remove(at.id, c.Name, c.Node, c.Kind, path, list)
+			} else if c.Kind == filetree.Dir {
+				todo = append(todo, dir{c.Node, path})
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// reportLost names the files whose content is not known, by all names that are left.
+func (a *applier) reportLost(list *[]outsider) error {
+	for id := range a.lost {
+		names, err := a.up.Names(id, 0)
+		if err != nil {
+			return err
+		}
+		for _, e := range names {
+			path, err := a.pathOf(e)
+			if err != nil {
+				return err
+			}
+			a.res.Unknown = append(a.res.Unknown, path)
+			*list = append(*list, outsider{path, id, filetree.File})
+		}
+	}
+	return nil
 }
 
 // An idSet holds NodeIDs. Those that were given in a row cost nothing.

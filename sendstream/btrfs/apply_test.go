@@ -274,15 +274,15 @@ func TestResult(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Result{Bytes: 5, Unknown: []string{"d/g"}, Verity: []Verity{{"d/f", 1, 4096}}}
+	d, _, _ := m.Lookup(filetree.RootNode, "d")
+	g, _, _ := m.Lookup(d, "g")
+	want := Result{Bytes: 5, Unknown: []string{"d/g"}, Outside: encodeOutside([]outsider{{"d/g", g, filetree.File}}), Verity: []Verity{{"d/f", 1, 4096}}}
 	for _, c := range []Type{Write, Utimes, EnableVerity, UpdateExtent, Clone} {
 		want.Counts[c] = 1
 	}
 	if diff := gocmp.Diff(want, res); diff != "" {
 		t.Errorf("result (-want +got):\n%s", diff)
 	}
-	d, _, _ := m.Lookup(filetree.RootNode, "d")
-	g, _, _ := m.Lookup(d, "g")
 	if got := m.Node(g).Changed; len(got) != 1 || got[0] != (filetree.Range{Length: 100}) {
 		t.Errorf("changed ranges of the clone: %v", got)
 	}
@@ -340,7 +340,7 @@ func TestExcluded(t *testing.T) {
 		{"clone from it", under("x"), func(b *builder) {
 			b.clone("d/g", 0, 4096, ownUUID, "x/src", 0).clone("l", 0, 4096, ownUUID, "d/g", 0)
 		},
-			"d/ d/f(12288 [0 1 2]) d/g(4096 []) e/ l(12288 [0 1 2])", []string{"d/g", "l"}, nil, 0},
+			"d/ d/f(12288 [0 1 2]) d/g(4096 []) e/ l(12288 [0 1 2])", []string{"d/f", "d/g", "l"}, nil, 0},
 		{"clone from it in the parent", under("x"), func(b *builder) { b.clone("d/g", 0, 4096, parentUUID, "x/src", 0) },
 			"d/ d/f(12288 [0 1 2]) d/g(4096 []) e/ l(12288 [0 1 2])", []string{"d/g"}, nil, 0},
 		{"new name below", under("x"), func(b *builder) { b.link("x/l", "l").cmd(Unlink, at("l")) },
@@ -351,7 +351,7 @@ func TestExcluded(t *testing.T) {
 			m := base(t)
 			b := newStream(2).snapshot()
 			tt.build(b)
-			res, err := apply(t, m, b.end(), Options{Excluded: tt.excluded, Remove: m.RemoveAll})
+			res, err := apply(t, m, b.end(), Options{Excluded: tt.excluded})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -393,7 +393,7 @@ func TestExcludedErrors(t *testing.T) {
 			m := base(t)
 			b := newStream(2).snapshot()
 			tt.build(b)
-			if _, err := apply(t, m, b.end(), Options{Excluded: x, Remove: m.RemoveAll}); !errors.Is(err, tt.err) {
+			if _, err := apply(t, m, b.end(), Options{Excluded: x}); !errors.Is(err, tt.err) {
 				t.Errorf("error is %v, want %v", err, tt.err)
 			}
 		})

@@ -112,8 +112,12 @@ func (a *applier) attribute(c *Command) error {
 		return err
 	}
 	n, err := a.resolve(c.Path)
-	if err != nil || n.ghost() {
+	if err != nil {
 		return err
+	}
+	if n.ghost() {
+		a.forget(n)
+		return nil
 	}
 	if a.attrsOf != n.id || a.attrs.full() {
 		if err := a.setAttrs(); err != nil {

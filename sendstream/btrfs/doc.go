@@ -59,11 +59,25 @@
 // removed, to no effect. A ghost that ends up at a path that is kept is reported in
 // [Result].Unknown, since nothing is known of it but that it is there.
 //
-// Within a unit only the last path counts: what moves below a ghost waits in the
-// root under a name of its own and comes out again, or is removed at the end.
-// Temporary names are never excluded. A directory that moves may change what is
-// excluded below it without a word in the stream; see [Result].Moved.
+// A stream names a hard-linked file by any one of its names, also by one that is
+// excluded when another is not. So names outside are remembered, those that are
+// excluded of nodes that are kept. They are in the tree of paths but not in the
+// Update, and lead to the node: what is done by them is done to it. They come from
+// links, and from what is removed because it is excluded by its final path; they
+// move with the directories above them, which may be ghosts; at a path that is kept
+// they become names like others; and when the last name that is kept goes, they lead
+// to a ghost. [Result].Outside hands them on to the units that start from this one,
+// with what is not known, so that this is said again until it is. A new node whose
+// first name is excluded is created when it gets one that is not.
 //
-// BUG(secrate): a stream names a hard-linked file by any one of its names. If that
-// one is excluded and another is not, changes made through it are not seen.
+// Within a unit only the last path counts: what moves below a ghost waits in the
+// root under a name of its own and comes out again, or is removed at the end; so
+// does a node with names outside that loses its last other one. Temporary names are
+// never excluded. Content that comes by a name that is excluded, for a node that has
+// no other then, is not stored: the sender tells all names of a node before its
+// content. When a directory moves, what is excluded below it now is removed at the
+// end; what no longer is, the stream does not speak of: see [Result].Moved.
+//
+// What is cloned from a file that is excluded is not known, as that file's content
+// is not stored.
 package btrfs

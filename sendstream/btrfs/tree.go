@@ -28,13 +28,13 @@ type tree struct {
 // A node is a name in the tree. Hard links are several nodes with one id.
 type node struct {
 	id      filetree.NodeID // 0 for a ghost
+	outside bool            // the Update has the node, but under other names: this one is excluded
 	kind    filetree.Kind   // 0 for a ghost of unknown kind; File may be any but Dir
 	parent  *node           // nil for the root, and for what was removed
 	name    string
 	entries map[string]*node // those that are known
 	pinned  bool             // do not forget
 	listed  bool             // is in tree.pinned, perhaps for longer than it is pinned
-	lost    bool             // its content is not known
 	keep    bool             // has pinned nodes below; used by prune
 
 	// base is the path at the beginning of the unit of a directory that moved:
@@ -202,7 +202,7 @@ func (t *tree) free(d *node, name string) error {
 }
 
 // taken returns an error if d is known to have the entry name, for an Update does
-// not know of ghosts. A ghost that is not pinned may be long gone.
+// not know of ghosts and of names outside. A ghost that is not pinned may be long gone.
 func (n *node) taken(name string) error {
 	if e := n.entries[name]; e != nil && (!e.ghost() || e.pinned) {
 		return existsError(n, name)
@@ -267,7 +267,7 @@ func (t *tree) settle(d *node) {
 		todo = todo[:len(todo)-1]
 		for name, n := range it.entries {
 			path := join(it.path, name)
-			if n.pinned && !n.ghost() && n.parked == "" && !n.moved && !n.lost && !t.excludes.covers(path, n.kind) {
+			if n.pinned && !n.ghost() && !n.outside && n.parked == "" && !n.moved && !t.excludes.covers(path, n.kind) {
 				n.pinned = false
 			}
 			if len(n.entries) > 0 {

@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"math"
 	"slices"
@@ -192,6 +193,36 @@ func (m *Model) Lookup(dir filetree.NodeID, name string) (filetree.NodeID, filet
 		return 0, 0, err
 	}
 	return n.ID, n.Attr.Kind, nil
+}
+
+// Children is of [filetree.Update].
+func (m *Model) Children(dir filetree.NodeID) iter.Seq2[filetree.Child, error] {
+	return func(yield func(filetree.Child, error) bool) {
+		d, err := m.dir(dir)
+		if err != nil {
+			yield(filetree.Child{}, err)
+			return
+		}
+		for _, name := range slices.Sorted(maps.Keys(d.Entries)) {
+			n := m.nodes[d.Entries[name]]
+			if !yield(filetree.Child{Name: name, Node: n.ID, Kind: n.Attr.Kind}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Names is of [filetree.Update]. It goes through the whole tree.
+func (m *Model) Names(id filetree.NodeID, limit int) ([]filetree.Entry, error) {
+	var names []filetree.Entry
+	for _, d := range slices.Sorted(maps.Keys(m.nodes)) {
+		for _, name := range slices.Sorted(maps.Keys(m.nodes[d].Entries)) {
+			if m.nodes[d].Entries[name] == id && (limit == 0 || len(names) < limit) {
+				names = append(names, filetree.Entry{Dir: d, Name: name})
+			}
+		}
+	}
+	return names, nil
 }
 
 // Create is of [filetree.Update].
@@ -433,22 +464,32 @@ func (m *Model) Clone(id filetree.NodeID, off int64, src filetree.NodeID, srcOff
 	return m.clone(id, off, s, srcOff, length)
 }
 
-// CloneFrom is of [filetree.Update].
-func (m *Model) CloneFrom(id filetree.NodeID, off int64, snapshot [16]byte, path string, srcOff, length int64) error {
-	m.Calls["CloneFrom"]++
+// Resolve is of [filetree.Update].
+func (m *Model) Resolve(snapshot [16]byte, path string) (filetree.NodeID, error) {
 	from := m.Snapshots[snapshot]
 	if from == nil {
-		return fmt.Errorf("snapshot %x: %w", snapshot, filetree.ErrNotExist)
+		return 0, fmt.Errorf("snapshot %x: %w", snapshot, filetree.ErrNotExist)
 	}
 	n := from.nodes[filetree.RootNode]
 	for name := range bytes.SplitSeq([]byte(path), []byte("/")) {
 		var err error
 		if n, err = from.entry(n.ID, string(name)); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	if n.Attr.Kind != filetree.File {
-		return fmt.Errorf("%q is no file: %w", path, filetree.ErrInvalid)
+	return n.ID, nil
+}
+
+// CloneFrom is of [filetree.Update].
+func (m *Model) CloneFrom(id filetree.NodeID, off int64, snapshot [16]byte, src filetree.NodeID, srcOff, length int64) error {
+	m.Calls["CloneFrom"]++
+	from := m.Snapshots[snapshot]
+	if from == nil {
+		return fmt.Errorf("snapshot %x: %w", snapshot, filetree.ErrNotExist)
+	}
+	n, err := from.file(src)
+	if err != nil {
+		return err
 	}
 	return m.clone(id, off, n, srcOff, length)
 }
