@@ -20,7 +20,6 @@ import (
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/s3history"
-	snapbtrfs "github.com/secrate/secrate/snapshot/btrfs"
 	"github.com/secrate/secrate/testenv/loopfs"
 	"github.com/secrate/secrate/testenv/manifest"
 	"github.com/secrate/secrate/testenv/treegen"
@@ -454,55 +453,6 @@ func TestMisfit(t *testing.T) {
 	for _, name := range []string{"lost", "kept"} {
 		if _, err := view.Resolve([]string{name}); err != nil {
 			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-// TestClockSetBack takes a snapshot that is older than the one before it, by its time.
-func TestClockSetBack(t *testing.T) {
-	dir := subvolume(t)
-	f := newFixture(t)
-	var said []string
-	j, err := backup.New(backup.Options{Writer: f.w, Source: "s", Observer: hearer{logger{t}, &said}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := btrfsvolume.Open(f.identity.ID, "s", dir, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "file")
-	for i, text := range []string{"before", "after"} {
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		s, err := j.Take(t.Context(), v)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if i > 0 { // give it the name that a clock an hour behind would have given
-			name := snapbtrfs.SnapshotName("s", s.Time.Add(-time.Hour), f.identity.ID[:8])
-			if err := os.Rename(s.Path, filepath.Join(filepath.Dir(s.Path), name)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		res, err := j.Upload(t.Context(), v)
-		if err != nil || len(res.Committed) != 1 || res.Committed[0].Seq != uint64(i+1) {
-			t.Fatalf("snapshot %d: %+v, %v", i+1, res, err)
-		}
-	}
-	if len(said) != 1 || !strings.Contains(said[0], "the clock was set back") {
-		t.Errorf("warned of %q", said)
-	}
-	src := f.source("s")
-	for seq, want := range map[uint64]int64{1: 6, 2: 5} {
-		view := f.cat.At(src.ID, seq)
-		n, err := view.Resolve([]string{"file"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if a, err := view.Attr(n); err != nil || a.Size != want {
-			t.Errorf("#%d: file has %d bytes, %v; want %d", seq, a.Size, err, want)
 		}
 	}
 }

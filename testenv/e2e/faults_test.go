@@ -333,7 +333,8 @@ func TestClockSetBack(t *testing.T) {
 	needs(t)
 	p := newPlant(t, writer(t, ""))
 	future := time.Now().Add(24 * time.Hour).UTC()
-	name := "vol@" + future.Format("20060102T150405.000000000Z")
+	_, owner, _ := strings.Cut(p.m.history("vol")[0].Origin, "Z.")
+	name := "vol@" + future.Format("20060102T150405.000000000Z.") + owner
 	btrfs(t, "subvolume", "snapshot", "-r", p.sub, filepath.Join(p.sub, ".secrate", name))
 	o := p.m.must("upload", "--json")
 	if got := o.committed(t); len(got) != 1 || got[0].Origin != name {
