@@ -112,7 +112,10 @@ func (d *Decoder) unzlib(out, data []byte) error {
 	if err != nil {
 		return err
 	}
-	if _, err := io.ReadFull(d.zlib, out); err != nil {
+	switch _, err := io.ReadFull(d.zlib, out); {
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		return errShort // io.ErrUnexpectedEOF is for input that stops
+	case err != nil:
 		return err
 	}
 	// To read on is to see the checksum, too.
@@ -120,6 +123,8 @@ func (d *Decoder) unzlib(out, data []byte) error {
 	switch n, err := io.ReadFull(d.zlib, more[:]); {
 	case n > 0:
 		return errLong
+	case err == io.ErrUnexpectedEOF:
+		return errShort
 	case err != io.EOF:
 		return err
 	}
