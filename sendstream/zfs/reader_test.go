@@ -201,8 +201,6 @@ func TestReaderErrors(t *testing.T) {
 
 		{"object 0", all(), func(b *builder) *builder { return b.object(0) }, ErrLimit},
 		{"object 2^48", all(), func(b *builder) *builder { return b.write(1<<48, 0, seq(512)) }, ErrLimit},
-		{"object of another snapshot", all(), func(b *builder) *builder { return b.object(1, u64(40, 1)) }, ErrSequence},
-		{"free of another snapshot", all(), func(b *builder) *builder { return b.rec(Free, u64(8, 1), u64(32, 1)) }, ErrSequence},
 		{"33 slots", all(), func(b *builder) *builder { return b.object(1, u8(34, 33)) }, ErrLimit},
 		{"2 slots without feature", none(), func(b *builder) *builder { return b.object(1, u8(34, 2)) }, ErrLimit},
 		{"slots behind the last object", all(), func(b *builder) *builder { return b.object(1<<48-1, u8(34, 2)) }, ErrLimit},
