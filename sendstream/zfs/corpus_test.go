@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -425,6 +426,38 @@ func TestCutCorpus(t *testing.T) {
 		cuts++
 	}
 	t.Logf("%d cuts", cuts)
+}
+
+// TestFlipCorpus flips bits of recorded streams: there is an error, and what came
+// before it is what it was.
+func TestFlipCorpus(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	flips := 0
+	for _, rec := range recordings(t) {
+		stream := rec.stream(t)
+		if len(stream) > 100<<10 || rec.refusal() == ErrPartial {
+			continue
+		}
+		all := must(readAll(stream))
+		splits := splitRecords(stream)
+		for range 50 {
+			at := rnd.IntN(len(stream))
+			i, _ := slices.BinarySearchFunc(splits, at, func(r split, at int) int { return cmp.Compare(r.end, at+1) })
+			// Of the first END of a package nothing is in a sum, nor of its last.
+			if r := splits[i]; r.typ == End && (!r.inside || splits[i-1].typ == Begin && all[i-1].Header.Package) {
+				continue
+			}
+			bit := byte(1) << rnd.IntN(8)
+			stream[at] ^= bit
+			recs, err := readAll(stream)
+			if fe, ok := errors.AsType[*FormatError](err); !ok || fe.Offset > int64(len(stream)) || !begin(all, recs) {
+				t.Errorf("%v: byte %d, bit %#x: %d records, %v", rec, at, bit, len(recs), err)
+			}
+			stream[at] ^= bit
+			flips++
+		}
+	}
+	t.Logf("%d flips", flips)
 }
 
 func must[T any](v T, err error) T {

@@ -133,11 +133,10 @@ type Reader struct {
 	off int64 // of the next byte
 	err error
 
-	head   header    // read ahead, if ahead
-	headAt int64     // where it began
-	ahead  bool      //
+	head   header // read ahead, if ahead
+	headAt int64  // where it began
+	ahead  bool
 	sum    fletcher4 // of all from BEGIN to what was read last
-	before fletcher4 // of all from BEGIN to head
 
 	pkg *Header // the open package
 	sub *Header // the open substream, or pkg between its own BEGIN and END
@@ -248,7 +247,9 @@ func (r *Reader) readHeader() error {
 		r.sum.update(r.head.b[:], r.head.big)
 		return nil
 	}
-	r.before = r.sum
+	if h := &r.head; h.typ() == End && h.sum(8) != r.sum {
+		return fail(fmt.Errorf("%w: %x, not %x", ErrChecksum, r.sum, h.sum(8)))
+	}
 	r.sum.update(r.head.b[:sumAt], r.head.big)
 	if want := r.head.sum(sumAt); want != (fletcher4{}) && want != r.sum {
 		return fail(fmt.Errorf("%w: %x, not %x", ErrChecksum, r.sum, want))
@@ -290,9 +291,6 @@ func (r *Reader) sequence(rec *Record) error {
 		return nil
 	case rec.Type == End:
 		r.sub = nil
-		if want := r.head.sum(8); want != r.before {
-			return fmt.Errorf("%w: %x, not %x", ErrChecksum, r.before, want)
-		}
 		return nil
 	case r.sub == nil || r.sub.Package:
 		return fmt.Errorf("in a package, outside of a stream: %w", ErrSequence)
