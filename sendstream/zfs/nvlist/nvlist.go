@@ -287,7 +287,7 @@ func (p *parser) xdrPair() (pair Pair, more bool, err error) {
 	return pair, true, nil
 }
 
-// xdrString parses a length and as many bytes, padded to 4.
+// xdrString parses a length and as many bytes, without a NUL and padded to 4.
 func (p *parser) xdrString(limit int) (string, error) {
 	n, err := p.word()
 	if err != nil {
@@ -299,6 +299,9 @@ func (p *parser) xdrString(limit int) (string, error) {
 	b, err := p.take(pad(int(n), 4))
 	if err != nil {
 		return "", err
+	}
+	if bytes.IndexByte(b[:n], 0) >= 0 {
+		return "", fmt.Errorf("NUL in %.40q", b[:n])
 	}
 	return string(b[:n]), nil
 }
@@ -508,7 +511,7 @@ func (p *parser) nativePair() (pair Pair, more bool, err error) {
 	const nameAt = 16 - 4
 	nameSize, n := int(int16(p.u16(b))), p.u32(b[4:])
 	valueAt := pad(16+nameSize, 8) - 4
-	if nameSize < 1 || nameSize > maxName || nameAt+nameSize > len(b) {
+	if nameSize < 1 || nameSize > maxName+1 || nameAt+nameSize > len(b) {
 		return Pair{}, false, fmt.Errorf("%w of %d bytes", errName, nameSize)
 	}
 	name := b[nameAt:][:nameSize]
