@@ -13,13 +13,12 @@ type field struct {
 	payload  []byte
 }
 
-func u8(at int, v uint64) field     { return field{at: at, size: 1, v: v} }
-func u32(at int, v uint64) field    { return field{at: at, size: 4, v: v} }
-func u64(at int, v uint64) field    { return field{at: at, size: 8, v: v} }
-func payload(b ...byte) field       { return field{at: -1, payload: b} }
-func zeros(n int) field             { return payload(make([]byte, n)...) }
-func name(s string) field           { return field{at: 56, payload: []byte(s)} }
-func toguid(at int, v uint64) field { return u64(at, v) }
+func u8(at int, v uint64) field  { return field{at: at, size: 1, v: v} }
+func u32(at int, v uint64) field { return field{at: at, size: 4, v: v} }
+func u64(at int, v uint64) field { return field{at: at, size: 8, v: v} }
+func payload(b ...byte) field    { return field{at: -1, payload: b} }
+func zeros(n int) field          { return payload(make([]byte, n)...) }
+func name(s string) field        { return field{at: 56, payload: []byte(s)} }
 
 // ownGUID is that of the snapshots that a builder makes.
 const ownGUID = 0x1122334455667788

@@ -6,9 +6,11 @@ import (
 	"fmt"
 )
 
-// The decoders here are ours: of LZJB and ZLE there are no libraries, and those for
-// LZ4 write out of assembly where these few lines are within bounds by the
-// language. Each fills out and nothing but out, whatever data are.
+// The decoders here are ours. For LZJB and ZLE there is no library. Those for LZ4
+// decode in assembly, in which nothing but care keeps a hostile block within
+// bounds; these few lines the language keeps there, they save a dependency, and are
+// fast enough beside the checksum. Each fills out and nothing but out, whatever
+// data are.
 
 var errDistance = errors.New("match before the start of the data")
 
