@@ -67,6 +67,10 @@ var Rules = []Rule{
 
 	{"sendstream", nouns},
 	{"sendstream/sendtest", nouns},
+	// A ZFS stream is a format in formats: records, lists, the file system's own.
+	{"sendstream/zfs", join(nouns, "sendstream", "sendstream/zfs/*")},
+	{"sendstream/zfs/nvlist", nil},
+	{"sendstream/zfs/*", join(nouns, "sendstream/zfs/nvlist")},
 	{"sendstream/*", join(nouns, "sendstream")},
 
 	{"snapshot", nouns},
