@@ -67,6 +67,8 @@ var Rules = []Rule{
 
 	{"sendstream", nouns},
 	{"sendstream/sendtest", nouns},
+	{"sendstream/zfs", join(nouns, "sendstream", "sendstream/zfs/zpl")},
+	{"sendstream/zfs/zpl", nouns},
 	{"sendstream/*", join(nouns, "sendstream")},
 
 	{"snapshot", nouns},
