@@ -336,3 +336,32 @@ func (t *tree) compareContent(tb testing.TB, stream string, want []entry) {
 		}
 	}
 }
+
+// TestSwapped decodes the last state of each case as if it came from a machine of the
+// other byte order, and from one whose attributes alone are in the other order.
+func TestSwapped(t *testing.T) {
+	if os.Getenv("SECRATE_CORPUS_ZFS") != "" {
+		t.Skip("the small corpus has it all")
+	}
+	cases := recordings(t)
+	for _, name := range slices.Sorted(maps.Keys(cases)) {
+		t.Run(name, func(t *testing.T) {
+			var last *dataset
+			eachDataset(t, readable(t, cases[name]), func(_ string, _ begin, d *dataset) { last = d })
+			want, err := last.decode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, what := range []struct{ sa, rest bool }{{true, true}, {true, false}, {false, true}} {
+				d := last.swapped(t, what.sa, what.rest)
+				got, err := d.decode()
+				if err != nil {
+					t.Fatalf("%+v: %v", what, err)
+				}
+				if diff := gocmp.Diff(want.lines(), got.lines()); diff != "" {
+					t.Errorf("%+v (-as recorded +swapped):\n%s", what, diff)
+				}
+			}
+		})
+	}
+}

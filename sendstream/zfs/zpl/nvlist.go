@@ -174,8 +174,8 @@ func (p *nvParser) version(off, end int) error {
 
 // xdrPair decodes the pair that takes the bytes from off to end.
 func (p *nvParser) xdrPair(off, end, depth int) (NVPair, error) {
-	name, pos, err := p.xdrBytes(off+8, end)
-	if err == nil && (len(name) > nvMaxName || bytes.IndexByte(name, 0) >= 0) {
+	name, pos, err := p.xdrString(off+8, end)
+	if err == nil && len(name) > nvMaxName {
 		err = bad(nvlist, off, "name of %d bytes", len(name))
 	}
 	if err != nil {
@@ -184,7 +184,7 @@ func (p *nvParser) xdrPair(off, end, depth int) (NVPair, error) {
 	if pos > end-8 {
 		return NVPair{}, &FormatError{nvlist, pos, errShort}
 	}
-	pair := NVPair{Name: string(name), Type: NVType(p.order.Uint32(p.buf[pos:]))}
+	pair := NVPair{Name: name, Type: NVType(p.order.Uint32(p.buf[pos:]))}
 	nelem := p.order.Uint32(p.buf[pos+4:])
 	pair.Value, pos, err = p.xdrValue(pair.Type, nelem, pos+8, end, depth)
 	if err != nil {
@@ -196,15 +196,20 @@ func (p *nvParser) xdrPair(off, end, depth int) (NVPair, error) {
 	return pair, nil
 }
 
-// xdrBytes reads a length, that many bytes and their padding to a whole word.
-func (p *nvParser) xdrBytes(off, end int) ([]byte, int, error) {
+// xdrString reads a length, that many bytes and their padding to a whole word.
+func (p *nvParser) xdrString(off, end int) (string, int, error) {
 	n, err := p.u32(off, end)
 	if err != nil {
-		return nil, 0, err
+		return "", 0, err
 	}
-	return p.xdrOpaque(off+4, end, n)
+	b, pos, err := p.xdrOpaque(off+4, end, n)
+	if err == nil && bytes.IndexByte(b, 0) >= 0 {
+		err = bad(nvlist, off, "string with a NUL in it")
+	}
+	return string(b), pos, err
 }
 
+// xdrOpaque reads n bytes and their padding.
 func (p *nvParser) xdrOpaque(off, end int, n uint32) ([]byte, int, error) {
 	if uint64(n) > uint64(end-off) || roundup4(int(n)) > end-off {
 		return nil, 0, bad(nvlist, off, "%d bytes with %d left", n, end-off)
@@ -226,8 +231,7 @@ func (p *nvParser) xdrValue(typ NVType, nelem uint32, off, end, depth int) (any,
 		}
 		return scalar(typ, p.order.Uint64(p.buf[off:])), off + 8, nil
 	case NVString:
-		b, pos, err := p.xdrBytes(off, end)
-		return string(b), pos, err
+		return anyPos(p.xdrString(off, end))
 	case NVByteArray:
 		return anyPos(p.xdrOpaque(off, end, nelem))
 	case NVStringArray:
@@ -236,11 +240,11 @@ func (p *nvParser) xdrValue(typ NVType, nelem uint32, off, end, depth int) (any,
 		}
 		strs := make([]string, nelem)
 		for i := range strs {
-			b, pos, err := p.xdrBytes(off, end)
+			s, pos, err := p.xdrString(off, end)
 			if err != nil {
 				return nil, 0, err
 			}
-			strs[i], off = string(b), pos
+			strs[i], off = s, pos
 		}
 		return strs, off, nil
 	case NVNvlist:
@@ -532,6 +536,9 @@ func (p *nvParser) array(typ NVType, n, off, size int) any {
 		v := make([]uint64, n)
 		for i := range v {
 			v[i] = p.word(off+i*size, size)
+			if typ == NVUint16Array {
+				v[i] &= math.MaxUint16
+			}
 		}
 		return v
 	}

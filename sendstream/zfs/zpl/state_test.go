@@ -499,7 +499,7 @@ func checkAttr(o *object, a *Attr, order binary.ByteOrder) error {
 			return fmt.Errorf("trivial ACL %+v", acl)
 		}
 	}
-	if a.Present.Has(HasDACLACEs) && o.bonusType == TypeSA {
+	if a.order == binary.LittleEndian {
 		if got := AppendACEs(nil, acl.ACEs); !bytes.Equal(got, a.dacl) {
 			return fmt.Errorf("ACL %x written as %x", a.dacl, got)
 		}
@@ -527,6 +527,9 @@ func checkZAP(blocks map[uint64][]byte, order binary.ByteOrder) error {
 			header = block.Header
 		case Leaf:
 			leaves[i] = true
+			if err := checkPrefix(&block, b); err != nil {
+				return err
+			}
 		}
 		for p := range block.Pointers() {
 			pointers[p] = true
@@ -534,6 +537,17 @@ func checkZAP(blocks map[uint64][]byte, order binary.ByteOrder) error {
 	}
 	if !maps.Equal(leaves, pointers) || uint64(len(leaves)) != header.Leaves {
 		return fmt.Errorf("leaves %v, pointers %v, header %+v", leaves, pointers, header)
+	}
+	return nil
+}
+
+// checkPrefix checks that the hashes of a leaf's names begin as its header says.
+func checkPrefix(leaf *Block, b []byte) error {
+	for off := leafHeads + len(b)/32*2; off < len(b); off += chunkSize {
+		hash := leaf.Order.Uint64(b[off+16:])
+		if b[off] == chunkEntry && hash>>(64-leaf.PrefixLen) != leaf.Prefix {
+			return fmt.Errorf("hash %#x in a leaf of prefix %#x, %d bits", hash, leaf.Prefix, leaf.PrefixLen)
+		}
 	}
 	return nil
 }
