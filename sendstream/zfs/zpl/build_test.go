@@ -170,6 +170,9 @@ func swapSA(r *Registry, buf []byte) []byte {
 	}
 	b := slices.Clone(buf)
 	l := r.layouts[le.Uint16(buf[4:])&maxLayout]
+	if l == nil {
+		l = &layout{} // 0 or 1, which are empty
+	}
 	swap(b, 0, 4, 1)
 	swap(b, 4, 2, 1+l.variable)
 	p := roundup8(6 + 2*l.variable)

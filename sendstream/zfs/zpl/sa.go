@@ -234,7 +234,7 @@ func (r *Registry) decode(a *Attr, what string, buf []byte) error {
 			return &FormatError{what, p, fmt.Errorf("%w: %d", ErrTwice, f.id)}
 		}
 		a.set(f, buf[p:p+n:p+n], order)
-		p += roundup8(n)
+		p = min(p+roundup8(n), len(buf)) // the last one is not padded
 	}
 	return nil
 }
