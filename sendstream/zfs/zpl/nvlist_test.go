@@ -1,9 +1,11 @@
 package zpl
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -302,6 +304,14 @@ func TestNVListErrors(t *testing.T) {
 	} {
 		if got, _, err := ParseNVList(b); err == nil {
 			t.Errorf("%s: %v", name, got)
+		}
+	}
+	for n, ok := range map[int]bool{nvMaxPairs: true, nvMaxPairs + 1: false} {
+		w := builder{order: binary.BigEndian}
+		w.u32(20, 1, 0, uint32(NVBoolean), 0)
+		b := slices.Concat([]byte{1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}, bytes.Repeat(w.b, n), make([]byte, 8))
+		if _, _, err := ParseNVList(b); (err == nil) != ok {
+			t.Errorf("%d pairs: %v", n, err)
 		}
 	}
 	// A list that ends before its pair does.

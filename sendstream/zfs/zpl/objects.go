@@ -9,21 +9,23 @@ import (
 
 // Types of objects and bonuses that matter here (DMU_OT_*, section 4.1).
 const (
-	TypeZnode        = 17 // bonus: znode of ZPL < 5
-	TypeOldACL       = 18 // external ACL, version 0
-	TypeFile         = 19 // contents of all that is no directory
-	TypeDirectory    = 20
-	TypeMasterNode   = 21
-	TypeDeleteQueue  = 22
-	TypeACL          = 33 // external ACL
-	TypeFUID         = 35 // FUID table
-	TypeFUIDSize     = 36 // bonus: bytes used of a FUID table
-	TypeSA           = 44 // bonus: system attributes
-	TypeSAMaster     = 45
-	TypeSARegistry   = 46
-	TypeSALayouts    = 47
-	MasterNodeObject = 1 // the number of the master node
+	TypeZnode       = 17 // bonus: znode of ZPL < 5
+	TypeOldACL      = 18 // external ACL, version 0
+	TypeFile        = 19 // contents of all that is no directory
+	TypeDirectory   = 20
+	TypeMasterNode  = 21
+	TypeDeleteQueue = 22
+	TypeACL         = 33 // external ACL
+	TypeFUID        = 35 // FUID table
+	TypeFUIDSize    = 36 // bonus: bytes used of a FUID table
+	TypeSA          = 44 // bonus: system attributes
+	TypeSAMaster    = 45
+	TypeSARegistry  = 46
+	TypeSALayouts   = 47
 )
+
+// MasterNodeObject is the number of the master node.
+const MasterNodeObject = 1
 
 // IsZAP reports whether the data of objects of this type is a ZAP that is needed to
 // tell what the files of a dataset are.

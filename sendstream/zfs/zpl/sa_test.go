@@ -92,8 +92,7 @@ func spill(order binary.ByteOrder, target string, xattrs []byte) []byte {
 func TestSASpill(t *testing.T) {
 	r := exampleRegistry(t)
 	bonus := unhex(t, exampleBonus)
-	bonus[4] = 2 // a layout without extended attributes: one length
-	bonus[5] = 8 / 8 << 2
+	binary.LittleEndian.PutUint16(bonus[4:], 2|1<<10) // without extended attributes: one length
 	bonus = slices.Delete(bonus, 8, 16)
 	for name, order := range orders {
 		want := exampleAttr()
@@ -166,7 +165,8 @@ func TestSAErrors(t *testing.T) {
 			}
 		})
 	}
-	if _, err := (*Registry)(nil).Decode(TypeSA, unhex(t, exampleBonus), nil, binary.LittleEndian); !errors.Is(err, ErrLayout) {
+	_, err := (*Registry)(nil).Decode(TypeSA, unhex(t, exampleBonus), nil, binary.LittleEndian)
+	if !errors.Is(err, ErrLayout) || err.Error() != "zpl: SA bonus at offset 4: unknown layout 5" {
 		t.Errorf("without a registry: %v", err)
 	}
 }
@@ -216,7 +216,7 @@ func TestRegistry(t *testing.T) {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
 	for layout := uint16(3); layout <= 6; layout++ {
-		if _, err := r.Decode(TypeSA, buf(layout), nil, binary.LittleEndian); err == nil || errors.Is(err, ErrLayout) {
+		if _, err := r.Decode(TypeSA, buf(layout), nil, binary.LittleEndian); err == nil || errors.Is(err, ErrLayout) || errors.Is(err, ErrTwice) {
 			t.Errorf("layout %d: %v", layout, err)
 		}
 	}

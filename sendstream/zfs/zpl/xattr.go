@@ -48,7 +48,9 @@ func MergeXattrs(inline, dir []filetree.Xattr) []filetree.Xattr {
 var namespaces = []string{"user.", "trusted.", "security.", "system.", "freebsd:"}
 
 // XattrName returns the name that an extended attribute has on Linux. FreeBSD, illumos
-// and Linux with zfs_xattr_compat leave away user. in what they store.
+// and Linux with zfs_xattr_compat leave away user. in what they store. POSIX ACLs are
+// the attributes system.posix_acl_access and system.posix_acl_default, with the values
+// that Linux gives (section 4.6).
 func XattrName(stored string) string {
 	for _, ns := range namespaces {
 		if strings.HasPrefix(stored, ns) {

@@ -120,24 +120,31 @@ func DecodeBlock(block []byte, index uint64, order binary.ByteOrder) (Block, err
 		return Block{}, bad("ZAP block", 0, "%d bytes", n)
 	}
 	b := Block{Order: blockOrder(block, order)}
-	switch first := b.Order.Uint64(block); {
+	first := b.Order.Uint64(block)
+	var err error
+	switch {
 	case index == 0 && first == zapMicro:
 		b.Kind = Micro
-		return b, b.micro(block)
+		err = b.micro(block)
 	case n&(n-1) != 0:
-		return Block{}, bad("ZAP block", 0, "%d bytes, not a power of two", n)
+		err = bad("ZAP block", 0, "%d bytes, not a power of two", n)
 	case index == 0 && first == zapFatHeader:
 		b.Kind = FatHeader
-		return b, b.fatHeader(block)
+		err = b.fatHeader(block)
 	case index == 0:
-		return Block{}, bad("ZAP block", 0, "block 0 is of type %#x", first)
+		err = bad("ZAP block", 0, "block 0 is of type %#x", first)
 	case first == zapLeaf && b.Order.Uint32(block[24:]) == leafMagic:
 		b.Kind = Leaf
-		return b, b.leaf(block)
-	case first>>63 != 0:
-		return Block{}, bad("ZAP block", 0, "block %d is of type %#x", index, first)
+		err = b.leaf(block)
+	case first>>63 != 0: // no block has such a number
+		err = bad("ZAP block", 0, "block %d is of type %#x", index, first)
+	default:
+		b = Block{Kind: PointerTable, Order: order, table: block}
 	}
-	return Block{Kind: PointerTable, Order: order, table: block}, nil
+	if err != nil {
+		return Block{}, err
+	}
+	return b, nil
 }
 
 // blockOrder returns the order in which the first word of a block makes sense, and
@@ -288,13 +295,9 @@ func (r *leafReader) name(c, names []byte) (name, _ []byte, err error) {
 	if size < 2 || size > maxEntryName+1 {
 		return nil, nil, fmt.Errorf("name of %d bytes", size-1)
 	}
-	from := len(names)
 	name, names, err = r.chain(names, r.order.Uint16(c[4:]), size)
 	if err != nil {
 		return nil, nil, err
-	}
-	if len(names) > from {
-		names = names[:len(names)-1]
 	}
 	if bytes.IndexByte(name, 0) != size-1 {
 		return nil, nil, errors.New("name does not end where it should")

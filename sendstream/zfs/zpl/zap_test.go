@@ -88,10 +88,21 @@ func TestLeaf(t *testing.T) {
 			}
 		}
 	}
+	for n, ok := range map[int]bool{1024: true, 1025: false} {
+		long, _ := leafBlock(binary.BigEndian, 32768, manyIntegers(n))
+		if _, err := DecodeBlock(long, 1, binary.BigEndian); (err == nil) != ok {
+			t.Errorf("value of %d integers of 8 bytes: %v", n, err)
+		}
+	}
 	empty, _ := leafBlock(binary.BigEndian, 512)
 	if b, err := DecodeBlock(empty, 1, binary.BigEndian); err != nil || b.Kind != Leaf || b.Entries != nil {
 		t.Errorf("empty: %+v, %v", b, err)
 	}
+}
+
+// manyIntegers returns an entry of n integers.
+func manyIntegers(n int) Entry {
+	return Entry{Name: []byte("n"), IntSize: 8, Value: 1, Values: slices.Repeat([]uint64{1}, n)}
 }
 
 func TestLeafErrors(t *testing.T) {

@@ -78,6 +78,9 @@ func TestZnode(t *testing.T) {
 		{name: "link", mode: 0o120777, size: 7, rest: "tar/get\x00", want: func(a *Attr) {
 			a.Symlink, a.Present = []byte("tar/get"), a.Present|HasSymlink
 		}},
+		{name: "link that fills the bonus", mode: 0o120777, size: 56, rest: strings.Repeat("x", 56), want: func(a *Attr) {
+			a.Symlink, a.Present = []byte(strings.Repeat("x", 56)), a.Present|HasSymlink
+		}},
 		{name: "link with its target elsewhere", mode: 0o120777, size: 57, rest: strings.Repeat("x", 56), want: func(*Attr) {}},
 		{name: "link of absurd size", mode: 0o120777, size: ^uint64(0), rest: "x", want: func(*Attr) {}},
 		{name: "directory", mode: 0o040755, size: 3, want: func(*Attr) {}},
