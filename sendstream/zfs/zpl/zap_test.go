@@ -233,6 +233,11 @@ func TestMicro(t *testing.T) {
 		if _, err := DecodeBlock(w.b, 0, order); err == nil {
 			t.Errorf("%s: a name without an end", name)
 		}
+		w.b[128+63] = 0
+		w.b = append(w.b, make([]byte, 320512-len(w.b))...) // as large as in what was recorded
+		if b, err := DecodeBlock(w.b, 0, order); err != nil || len(b.Entries) != 1 {
+			t.Errorf("%s: %d bytes: %+v, %v", name, len(w.b), b, err)
+		}
 		clear(w.b[64:])
 		if b, err := DecodeBlock(w.b, 0, order); err != nil || b.Entries != nil {
 			t.Errorf("%s: empty: %+v, %v", name, b, err)
