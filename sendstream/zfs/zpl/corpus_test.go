@@ -108,6 +108,7 @@ func eachDataset(tb testing.TB, paths []string, f func(path string, b begin, d *
 					states[b.to] = d
 				}
 				f(path, b, d)
+				d.base = nil // let it go
 				d = nil
 			default:
 				if err := d.apply(&r); err != nil {
@@ -167,6 +168,9 @@ func TestCorpus(t *testing.T) {
 					t.Errorf("%s: %s (-manifest +decoded):\n%s", path, b.name, diff)
 				}
 				tr.compareContent(t, path, want)
+				if err := tr.checkBase(); err != nil {
+					t.Errorf("%s: %s: %v", path, b.name, err)
+				}
 				snapshots++
 				lines += len(want)
 			})

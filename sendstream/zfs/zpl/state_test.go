@@ -20,6 +20,7 @@ import (
 type dataset struct {
 	order   binary.ByteOrder
 	objects map[uint64]*object
+	base    *dataset // what the stream was applied to
 	// Of the stream that is being applied:
 	flags   uint32
 	spilled map[uint64]bool // objects whose spill block came
@@ -43,6 +44,7 @@ func newDataset(order binary.ByteOrder) *dataset {
 // clone returns a copy that another stream can be applied to.
 func (d *dataset) clone() *dataset {
 	c := newDataset(d.order)
+	c.base = d
 	for n, o := range d.objects {
 		p := *o
 		p.zap, p.content = maps.Clone(o.zap), slices.Clone(o.content)
@@ -287,16 +289,28 @@ type tree struct {
 // decode decodes the tree and checks that nothing is left over.
 func (d *dataset) decode() (*tree, error) {
 	t := &tree{dataset: d, attrs: make(map[uint64]*Attr), seen: make(map[uint64]bool)}
-	entries, err := d.entries(MasterNodeObject)
-	if err != nil {
+	if err := t.decodeAttrs(); err != nil {
 		return nil, err
 	}
-	if t.master, err = DecodeMaster(entries); err != nil {
+	if err := t.walk(t.master.Root, ".", 0); err != nil {
 		return nil, err
+	}
+	return t, t.checkRest()
+}
+
+// decodeAttrs decodes the master node, and the attributes of all objects.
+func (t *tree) decodeAttrs() error {
+	d := t.dataset
+	entries, err := d.entries(MasterNodeObject)
+	if err != nil {
+		return err
+	}
+	if t.master, err = DecodeMaster(entries); err != nil {
+		return err
 	}
 	registry, err := d.registry(&t.master)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for n, o := range d.objects {
 		if !o.hasAttrs() {
@@ -304,17 +318,37 @@ func (d *dataset) decode() (*tree, error) {
 		}
 		a, err := registry.Decode(o.bonusType, o.bonus, o.spill, d.order)
 		if err != nil {
-			return nil, fmt.Errorf("object %d: %w", n, err)
+			return fmt.Errorf("object %d: %w", n, err)
 		}
 		if err := checkAttr(o, &a, d.order); err != nil {
-			return nil, fmt.Errorf("object %d: %w", n, err)
+			return fmt.Errorf("object %d: %w", n, err)
 		}
 		t.attrs[n] = &a
 	}
-	if err := t.walk(t.master.Root, ".", 0); err != nil {
-		return nil, err
+	return nil
+}
+
+// checkBase checks that the rule for what is the same object as in the base (section
+// 3.3) says of each what the time of its creation says.
+func (t *tree) checkBase() error {
+	if t.base == nil {
+		return nil
 	}
-	return t, t.checkRest()
+	base := &tree{dataset: t.base, attrs: make(map[uint64]*Attr)}
+	if err := base.decodeAttrs(); err != nil {
+		return err
+	}
+	for n, a := range t.attrs {
+		b := base.attrs[n]
+		if b == nil {
+			continue
+		}
+		same := base.objects[n].same(t.objects[n], t.order)
+		if same != (a.Crtime == b.Crtime) {
+			return fmt.Errorf("object %d: same %v, created at %v and %v", n, same, b.Crtime, a.Crtime)
+		}
+	}
+	return nil
 }
 
 // registry reads the layouts of the dataset.
