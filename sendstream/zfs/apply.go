@@ -349,6 +349,10 @@ func (a *applier) newNode(o *object, attr filetree.Attr) error {
 // layouts are there.
 func (a *applier) later(o *object, rec *Record) error {
 	b := binary.BigEndian.AppendUint32(nil, rec.BonusType)
+	b = append(b, 0)
+	if rec.HasSpill {
+		b[4] = 1
+	}
 	return a.tree.Keep(key(keyBonus, o.number), append(b, rec.Payload...))
 }
 

@@ -84,9 +84,7 @@ func (a *applier) setAttr(o *object, za *zpl.Attr, kept *filetree.Attr) error {
 	}
 	if kept != nil {
 		attr.Target = kept.Target
-		if !za.Present.Has(zpl.HasDXattr) {
-			attr.Xattrs = kept.Xattrs
-		}
+		attr.Xattrs = zpl.MergeXattrs(attr.Xattrs, kept.Xattrs)
 	}
 	attr.Ino, attr.Gen = o.number, o.gen
 	if o.xdir != 0 || za.Xattr != 0 {
@@ -174,7 +172,7 @@ func (a *applier) putAsideOne(n uint64) error {
 		return err
 	}
 	bonus, err := a.tree.Kept(key(keyBonus, n))
-	if err != nil || len(bonus) < 4 {
+	if err != nil || len(bonus) < 5 {
 		return err
 	}
 	packedSpill, err := a.tree.Kept(key(keySpill, n))
@@ -185,12 +183,12 @@ func (a *applier) putAsideOne(n uint64) error {
 	if err != nil {
 		return err
 	}
-	za, err := a.layouts().Decode(binary.BigEndian.Uint32(bonus), bonus[4:], spill, a.order)
+	za, err := a.layouts().Decode(binary.BigEndian.Uint32(bonus), bonus[5:], spill, a.order)
 	if err != nil {
 		return err
 	}
 	var kept *filetree.Attr
-	if spill == nil { // it is what it was
+	if spill == nil && bonus[4] != 0 { // there is one, and it is what it was
 		now, err := a.tree.Attr(o.node)
 		if err != nil {
 			return err
