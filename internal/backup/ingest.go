@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -79,9 +80,9 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 		if i < 0 {
 			have := "nothing yet"
 			if n := len(known); n > 0 {
-				have = fmt.Sprintf("up to #%d, snapshot %s with UUID %x", known[n-1].Seq, known[n-1].Info.Origin, known[n-1].Info.GUID)
+				have = fmt.Sprintf("up to #%d, snapshot %s with %s", known[n-1].Seq, known[n-1].Info.Origin, guidText(known[n-1].Info.GUID))
 			}
-			return fmt.Errorf("stream of %s starts from the snapshot with UUID %x; source %s has %s: %w", unit.Name, *unit.Parent, j.o.Source, have, ErrBase)
+			return fmt.Errorf("stream of %s starts from the snapshot with %s; source %s has %s: %w", unit.Name, guidText(*unit.Parent), j.o.Source, have, ErrBase)
 		}
 		base = known[i].Seq
 		if before, err = j.handedOn(source, &unit, known[i]); err != nil {
@@ -142,6 +143,15 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 	}
 	res.Committed = append(res.Committed, s)
 	return nil
+}
+
+// guidText is a snapshot's identity as the tools of its file system show it: of ZFS, which
+// has 8 bytes, in decimal.
+func guidText(g [16]byte) string {
+	if [8]byte(g[:8]) == [8]byte{} {
+		return fmt.Sprintf("GUID %d", binary.BigEndian.Uint64(g[8:]))
+	}
+	return fmt.Sprintf("UUID %x", g)
 }
 
 // handedOn returns what was handed on with the snapshot that a unit starts from, after

@@ -29,6 +29,9 @@ func UnitOf(u *stream.Unit, failed func(what string, err error)) backup.Unit {
 			}
 			return nil, nil, err
 		}}
+	if u.Head() {
+		b.GUID = [16]byte{} // that of the dataset, whatever it holds
+	}
 	if u.Incremental() {
 		from := stream.GUID(u.FromGUID)
 		b.Parent = &from

@@ -143,6 +143,18 @@ type Reader struct {
 	buf []byte  // the payload
 }
 
+// MagicLen is how many bytes IsStream looks at.
+const MagicLen = 16
+
+// IsStream reports whether an input that starts with these bytes is meant to be a send
+// stream of ZFS.
+func IsStream(start []byte) bool {
+	if len(start) < MagicLen || [4]byte(start) != [4]byte{} { // BEGIN is type 0
+		return false
+	}
+	return binary.LittleEndian.Uint64(start[8:]) == magic || binary.BigEndian.Uint64(start[8:]) == magic
+}
+
 // NewReader returns a Reader of r. It reads r in pieces of a record's header and
 // its payload: a file or pipe wants a [bufio.Reader] around it.
 func NewReader(r io.Reader) *Reader { return &Reader{r: r} }
