@@ -58,6 +58,7 @@ func (in *ingest) zfsUnits(r io.Reader) iter.Seq2[backup.Unit, error] {
 			}
 			if dataset == "" {
 				dataset = u.Dataset()
+				in.compareDataset(dataset)
 			}
 			if u.Dataset() != dataset {
 				if !slices.Contains(in.passed, u.Dataset()) {
@@ -76,6 +77,18 @@ func (in *ingest) zfsUnits(r io.Reader) iter.Seq2[backup.Unit, error] {
 	}
 }
 
+// compareDataset warns of a dataset that is not the one whose history it is to go on.
+func (in *ingest) compareDataset(dataset string) {
+	head, err := in.wr.head(in.src.Name)
+	if err != nil || head.Seq == 0 {
+		return // an error is met again
+	}
+	if before, _, ok := strings.Cut(head.Info.Origin, "@"); ok && before != dataset {
+		in.a.warn("%s: the stream is of %s, and #%d was of %s: was it renamed, or is this another one?", in.src.Name,
+			progress.Printable(dataset), head.Seq, progress.Printable(before))
+	}
+}
+
 // explain adds to an error what can be done.
 func (in *ingest) explain(err error) error {
 	const again = "send it again; of this snapshot nothing was kept"
@@ -83,7 +96,7 @@ func (in *ingest) explain(err error) error {
 	case errors.Is(err, btrfs.ErrEmpty), errors.Is(err, zfs.ErrEmpty):
 		return hinted(err, "did the command that sends fail? set -o pipefail shows it")
 	case errors.Is(err, btrfs.ErrMagic), errors.Is(err, zfs.ErrMagic):
-		return hinted(err, "is it compressed? pipe it through zstd -d or the like first")
+		return hinted(fmt.Errorf("no send stream, neither of Btrfs nor of ZFS: %w", err), "is it compressed? pipe it through zstd -d or the like first")
 	case errors.Is(err, zfs.ErrResumed):
 		return hinted(err, "zfs send without -t; what is known of the snapshot already is not uploaded again")
 	case errors.Is(err, io.ErrUnexpectedEOF):

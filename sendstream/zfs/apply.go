@@ -264,7 +264,7 @@ func (a *applier) drop(n uint64) error {
 	if o == nil || err != nil {
 		return err
 	}
-	if o.zap() {
+	if o.zap() || o.typ == typeVolumeProps {
 		if err := a.dropBlocks(o, 0, math.MaxUint64); err != nil {
 			return err
 		}

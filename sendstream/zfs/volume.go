@@ -11,6 +11,8 @@ import (
 const (
 	volumeObject = 1
 	volumeProps  = 2
+
+	typeVolumeProps = 24 // DMU_OT_ZVOL_PROP
 )
 
 func (a *applier) writeVolume(o *object, rec *Record, data []byte) error {
@@ -51,6 +53,12 @@ func (a *applier) volume() error {
 	}
 	if len(names) == 0 {
 		if err := a.tree.AddName(filetree.RootNode, VolumeName, o.node); err != nil {
+			return err
+		}
+	}
+	if a.res.Counts[Write]+a.res.Counts[WriteEmbedded] > 0 { // a volume has no times of its own
+		err := a.tree.SetAttr(o.node, func(attr *filetree.Attr) { attr.Mtime = filetree.Time{Sec: int64(a.unit.Creation)} })
+		if err != nil {
 			return err
 		}
 	}
