@@ -122,7 +122,7 @@ func (v View) RevertKept(seq uint64) error {
 	v.db.mu.Lock()
 	defer v.db.mu.Unlock()
 	for _, q := range []string{
-		"DELETE FROM kept WHERE source = ?1 AND born = ?2",
+		"DELETE FROM kept WHERE source = ?1 AND born = ?2 AND born > ?3",
 		"UPDATE kept SET died = ?2 WHERE source = ?1 AND died = 0 AND born > ?3",
 		`INSERT INTO kept (source, key, born, died, value) SELECT source, key, ?2, 0, value FROM kept
 			WHERE source = ?1 AND born <= ?3 AND died > ?3`,
