@@ -129,9 +129,6 @@ func attrOf(za *zpl.Attr) (filetree.Attr, error) {
 	if za.ProjID != 0 {
 		attr.Xattrs = append(attr.Xattrs, filetree.Xattr{Name: ProjectXattr, Value: strconv.AppendUint(nil, za.ProjID, 10)})
 	}
-	for i := range attr.Xattrs {
-		attr.Xattrs[i].Value = append([]byte{}, attr.Xattrs[i].Value...)
-	}
 	filetree.SortXattrs(attr.Xattrs)
 	return attr, nil
 }
