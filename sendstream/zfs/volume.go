@@ -13,18 +13,33 @@ const (
 	volumeProps  = 2
 )
 
-func (a *applier) writeVolume(o *object, rec *Record, data []byte) error {
-	switch o.number {
-	case volumeObject:
-		if rec.Start > math.MaxInt64-uint64(len(data)) {
-			return fmt.Errorf("data at %d: %w", rec.Start, filetree.ErrInvalid)
+// typeVolumeProps is the type of that table (DMU_OT_ZVOL_PROP, section 4.1).
+const typeVolumeProps = 24
+
+// volumeNode makes sure that the content of a volume has a node.
+func (a *applier) volumeNode(o *object) (err error) {
+	if o.node == 0 && a.full {
+		if o.node, err = a.past.claim(a.tree, volumeObject, 0, filetree.File); err != nil {
+			return err
 		}
-		a.res.Bytes += int64(len(data))
-		return a.tree.Write(o.node, int64(rec.Start), data)
-	case volumeProps:
-		return a.tree.Keep(key(keyBlock, o.number, rec.Start/uint64(max(o.blockSize, 1))), pack(data))
 	}
-	return nil
+	if o.node == 0 {
+		attr := filetree.Attr{Kind: filetree.File, Mode: 0o600, Mtime: filetree.Time{Sec: int64(a.unit.Creation)}, Ino: volumeObject}
+		o.node, err = a.tree.NewNode(attr)
+	} else if a.full && !a.past.seen.has(o.number) {
+		a.past.gaps[o.number] = 0
+	}
+	return err
+}
+
+func (a *applier) writeVolume(o *object, rec *Record, data []byte) error {
+	if o.number != volumeObject || o.node == 0 {
+		return nil
+	}
+	if rec.Start > math.MaxInt64-uint64(len(data)) {
+		return fmt.Errorf("data at %d: %w", rec.Start, filetree.ErrInvalid)
+	}
+	return a.content(o, rec.Start, data)
 }
 
 // volume ends the unit of a volume: the size is known, and the name.
@@ -51,6 +66,12 @@ func (a *applier) volume() error {
 	}
 	if len(names) == 0 {
 		if err := a.tree.AddName(filetree.RootNode, VolumeName, o.node); err != nil {
+			return err
+		}
+	}
+	if a.full { // there may have been a file system
+		err := a.tree.SetAttr(filetree.RootNode, func(r *filetree.Attr) { *r = filetree.Attr{Kind: filetree.Dir, Mode: 0o755} })
+		if err != nil {
 			return err
 		}
 	}
