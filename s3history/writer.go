@@ -463,13 +463,12 @@ func (w *Writer) commit(ctx context.Context, u *Update, r *root) (Snapshot, erro
 	}
 	if u.keeps {
 		if err := w.journal.writeKept(u.source.Ident, u.v.KeptChanges()); err != nil {
-			return Snapshot{}, errors.Join(err, w.journal.remove("kept-"+u.source.Ident))
+			return Snapshot{}, err
 		}
 	}
 	// From here on the snapshot is decided: whatever happens, Recover completes it.
 	if err := w.journal.write("commit-"+u.source.Ident, b, true); err != nil {
-		// What was kept is not to go with another commit.
-		return Snapshot{}, errors.Join(err, w.journal.remove("kept-"+u.source.Ident))
+		return Snapshot{}, err
 	}
 	if err := w.putRoot(ctx, u.source, r.Seq, kindRoot, obj); err != nil {
 		return Snapshot{}, err
