@@ -16,6 +16,7 @@ import (
 type modelTree struct {
 	nodes   map[filetree.NodeID]*modelNode
 	entries map[filetree.NodeID]map[string]filetree.NodeID // by directory
+	names   map[filetree.NodeID]map[filetree.Entry]bool    // the same, by node
 	kept    map[string][]byte
 	next    filetree.NodeID
 	volume  bool     // a file may be written beyond its end
@@ -32,7 +33,8 @@ const modelPage = 4096
 func newModel() *modelTree {
 	root := &modelNode{attr: filetree.Attr{Kind: filetree.Dir, Mode: 0o755}}
 	return &modelTree{nodes: map[filetree.NodeID]*modelNode{filetree.RootNode: root}, entries: map[filetree.NodeID]map[string]filetree.NodeID{},
-		kept: map[string][]byte{}, next: 2}
+		names: map[filetree.NodeID]map[filetree.Entry]bool{},
+		kept:  map[string][]byte{}, next: 2}
 }
 
 func (m *modelTree) clone() *modelTree {
@@ -43,6 +45,10 @@ func (m *modelTree) clone() *modelTree {
 	}
 	for d, e := range m.entries {
 		c.entries[d] = maps.Clone(e)
+	}
+	c.names = map[filetree.NodeID]map[filetree.Entry]bool{}
+	for n, e := range m.names {
+		c.names[n] = maps.Clone(e)
 	}
 	c.kept = maps.Clone(m.kept)
 	return &c
@@ -88,10 +94,10 @@ func (m *modelTree) EndNode(n filetree.NodeID) error {
 	if n == filetree.RootNode || len(m.entries[n]) > 0 {
 		m.promise("node %d ends with %d names in it", n, len(m.entries[n]))
 	}
-	names, _ := m.Names(n, 0)
-	for _, e := range names {
+	for e := range m.names[n] {
 		delete(m.entries[e.Dir], e.Name)
 	}
+	delete(m.names, n)
 	delete(m.nodes, n)
 	return nil
 }
@@ -117,7 +123,11 @@ func (m *modelTree) AddName(dir filetree.NodeID, name string, n filetree.NodeID)
 	if m.entries[dir] == nil {
 		m.entries[dir] = map[string]filetree.NodeID{}
 	}
+	if m.names[n] == nil {
+		m.names[n] = map[filetree.Entry]bool{}
+	}
 	m.entries[dir][name] = n
+	m.names[n][filetree.Entry{Dir: dir, Name: name}] = true
 	return nil
 }
 
@@ -125,16 +135,15 @@ func (m *modelTree) DropName(dir filetree.NodeID, name string) error {
 	if m.entries[dir][name] == 0 {
 		return fmt.Errorf("%q: %w", name, filetree.ErrNotExist)
 	}
+	delete(m.names[m.entries[dir][name]], filetree.Entry{Dir: dir, Name: name})
 	delete(m.entries[dir], name)
 	return nil
 }
 
 func (m *modelTree) Names(n filetree.NodeID, limit int) (names []filetree.Entry, err error) {
-	for _, dir := range slices.Sorted(maps.Keys(m.entries)) {
-		for _, name := range slices.Sorted(maps.Keys(m.entries[dir])) {
-			if m.entries[dir][name] == n && (limit == 0 || len(names) < limit) {
-				names = append(names, filetree.Entry{Dir: dir, Name: name})
-			}
+	for e := range m.names[n] {
+		if limit == 0 || len(names) < limit {
+			names = append(names, e)
 		}
 	}
 	return names, nil
