@@ -3,10 +3,13 @@ package zfs
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
@@ -147,5 +150,143 @@ func TestApplyCorpus(t *testing.T) {
 				trees[u.ToGUID] = m
 			}
 		})
+	}
+}
+
+// interleaved returns a stream in the order of senders before 2.0 (section 3.1): of each
+// 32 objects first what they are, then their data.
+func interleaved(stream []byte) []byte {
+	var out, objects, data []byte
+	group := uint64(math.MaxUint64)
+	flush := func() {
+		out = slices.Concat(out, objects, data)
+		objects, data = nil, nil
+	}
+	last := Begin
+	for _, r := range splitRecords(stream) {
+		b := stream[r.at:r.end]
+		if r.typ == Begin || r.typ == End {
+			flush()
+			out = append(out, b...)
+		} else {
+			if g := orderOf(r.big).Uint64(b[8:]) >> 5; g != group {
+				flush()
+				group = g
+			}
+			if r.typ == Object || r.typ == FreeObjects || r.typ == Free && last == Object {
+				objects = append(objects, b...)
+			} else {
+				data = append(data, b...)
+			}
+		}
+		last = r.typ
+	}
+	return mend(out, false)
+}
+
+// withoutSpillFlag returns a stream as senders before 0.8 made it, which do not say what
+// objects have spill blocks.
+func withoutSpillFlag(stream []byte) []byte {
+	out := bytes.Clone(stream)
+	for _, r := range splitRecords(out) {
+		switch r.typ {
+		case Begin:
+			out[r.at+36] &^= byte(FlagSpillBlock)
+		case Object:
+			out[r.at+35] = 0
+		case Spill:
+			out[r.at+32] = 0
+		}
+	}
+	return mend(out, false)
+}
+
+// withStraySpills returns a stream with what a pool may have that received embedded spill
+// blocks as data (section 1.7): behind each spill block, and behind each object that has
+// none, one at that offset.
+func withStraySpills(stream []byte) []byte {
+	stray := func(object uint64) []byte {
+		sa := make([]byte, 16)
+		binary.LittleEndian.PutUint32(sa, 0x2F505A)
+		return new(builder).embedded(object, math.MaxUint64-1023, 512, 16, Off, sa).b
+	}
+	var out []byte
+	for _, r := range splitRecords(stream) {
+		b := stream[r.at:r.end]
+		out = append(out, b...)
+		object := binary.LittleEndian.Uint64(b[8:])
+		switch {
+		case r.typ == Begin:
+			info := out[len(out)-len(b)+16:]
+			binary.LittleEndian.PutUint64(info, binary.LittleEndian.Uint64(info)|uint64(FeatureEmbedData)<<2)
+		case r.typ == Spill, r.typ == Object && b[35]&4 == 0:
+			out = append(out, stray(object)...)
+		}
+	}
+	return mend(out, false)
+}
+
+// TestApplyOtherSenders: what other senders make of the same snapshots gives the same.
+func TestApplyOtherSenders(t *testing.T) {
+	senders := map[string]func([]byte) []byte{"interleaved": interleaved, "no spill flag": withoutSpillFlag, "stray spill blocks": withStraySpills,
+		"interleaved, no spill flag": func(s []byte) []byte { return interleaved(withoutSpillFlag(s)) }}
+	for _, dir := range []string{"e_grow", "f_dir_16k", "f_reuse", "f_sa_auto", "o_longname"} {
+		t.Run(dir, func(t *testing.T) {
+			paths, err := filepath.Glob(filepath.Join("zpl/testdata/corpus", dir, "0?0-*.zsend.zst"))
+			if err != nil || len(paths) == 0 {
+				t.Fatalf("no streams: %v", err)
+			}
+			want, spills := newModel(), 0
+			got := map[string]*modelTree{}
+			for name := range senders {
+				got[name] = newModel()
+			}
+			for _, path := range paths {
+				stream := readZst(t, path)
+				if want, err = apply(t, want, stream); err != nil {
+					t.Fatal(err)
+				}
+				for name, sender := range senders {
+					if got[name], err = apply(t, got[name], sender(stream)); err != nil {
+						t.Fatalf("%s, %s: %v", filepath.Base(path), name, err)
+					}
+					if diff := gocmp.Diff(want.dump(), got[name].dump()); diff != "" {
+						t.Errorf("%s, %s (-want +got):\n%s", filepath.Base(path), name, diff)
+					}
+				}
+				for k := range want.kept {
+					if k[0] == keySpill {
+						spills++
+					}
+				}
+			}
+			if spills == 0 && dir == "f_sa_auto" {
+				t.Error("no spill block is kept")
+			}
+		})
+	}
+}
+
+// TestXattrCut: what is cut off the value of an extended attribute is zero if it grows
+// again, and no stream has these zeros.
+func TestXattrCut(t *testing.T) {
+	s := newSimSet(2, 5)
+	s.objects[2].names["f"] = 3
+	s.objects[3] = &simObject{gen: 5, ctime: 5, slots: 1, parent: 2, xdir: 4}
+	s.objects[4] = &simObject{gen: 5, ctime: 5, slots: 1, parent: 3, dir: true, xattr: true, names: map[string]uint64{"user.x": 5}}
+	s.objects[5] = &simObject{gen: 5, ctime: 5, slots: 1, parent: 4, xattr: true, data: bytes.Repeat([]byte("x"), 700)}
+	m, was := newModel(), (*simSet)(nil)
+	for guid, size := range []int{700, 4, 300, 0, 900} {
+		v := s.objects[5]
+		v.ctime++
+		v.data = append(slices.Clip(v.data[:min(size, len(v.data))]), make([]byte, max(0, size-len(v.data)))...)
+		var err error
+		if m, err = apply(t, m, s.send(was, uint64(guid)+1, uint64(guid), false)); err != nil {
+			t.Fatal(err)
+		}
+		if diff := gocmp.Diff(s.tree(), m.files()); diff != "" {
+			t.Errorf("%d bytes (-want +got):\n%s", size, diff)
+		}
+		was = s.clone()
 	}
 }

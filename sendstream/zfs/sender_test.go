@@ -216,9 +216,9 @@ func (s *simSet) change(t *rapid.T) {
 		} else {
 			o.data = append(o.data, make([]byte, size-len(o.data))...)
 		}
-		if off := rapid.IntRange(0, 3000).Draw(t, "off"); off < size {
+		if off := rapid.SampledFrom([]int{0, 0, 100, 512, 1024, 2048, 2600}).Draw(t, "off"); off < size {
 			fill := rapid.SampledFrom([]byte{0, byte(s.txg) | 1}).Draw(t, "fill")
-			for i := off; i < min(size, off+600); i++ {
+			for i := off; i < min(size, off+1100); i++ {
 				o.data[i] = fill
 			}
 		}
