@@ -299,6 +299,11 @@ func (a *applier) drop(n uint64) error {
 	} else if o.node != 0 {
 		a.ended = append(a.ended, endedNode{n, o.node})
 	}
+	if o.node != 0 && o.typ == typeVolume {
+		if err := a.dropVolume(); err != nil {
+			return err
+		}
+	}
 	if o.xattr {
 		if err := a.touchXattrs(n); err != nil {
 			return err

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/secrate/secrate/internal/filetree"
 )
 
 // apply brings the units of a stream into a tree, each whole or not at all.
@@ -288,5 +290,79 @@ func TestXattrCut(t *testing.T) {
 			t.Errorf("%d bytes (-want +got):\n%s", size, diff)
 		}
 		was = s.clone()
+	}
+}
+
+// volumeStream makes a stream of a volume of size bytes, with what data adds.
+func volumeStream(to, from, size uint64, data func(b *builder)) []byte {
+	b := newStream(0, u32(32, 3), u64(40, to), u64(48, from))
+	b.object(1, u32(16, 23), u32(20, 0))
+	data(b)
+	b.object(2, u32(16, typeVolumeProps), u32(20, 0))
+	return b.write(2, 0, microZAP(map[string]uint64{"size": size}), u32(16, typeVolumeProps)).end()
+}
+
+// TestApplyVolume: a volume grows and shrinks, gets holes, is compared with what it was by
+// full streams that tell of no hole, and takes turns with a file system.
+func TestApplyVolume(t *testing.T) {
+	block := func(c byte) []byte { return bytes.Repeat([]byte{c}, 512) }
+	x, y, hole := block('x'), block('y'), make([]byte, 512)
+	content := func(m *modelTree) []byte {
+		n := m.entries[filetree.RootNode][VolumeName]
+		if n == 0 {
+			t.Fatal("no volume")
+		}
+		data := make([]byte, m.nodes[n].attr.Size)
+		for i, page := range m.nodes[n].pages {
+			copy(data[i*modelPage:], page)
+		}
+		return data
+	}
+	first := volumeStream(1, 0, 4*512, func(b *builder) { b.write(1, 0, x).write(1, 512, x).write(1, 1536, x) })
+	m, err := apply(t, newModel(), first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameAgain(t, m, first)
+	for i, step := range []struct {
+		stream []byte
+		want   []byte
+	}{
+		{volumeStream(2, 1, 6*512, func(b *builder) { b.free(1, 0, 512).write(1, 2560, y) }), slices.Concat(hole, x, hole, x, hole, y)},
+		{volumeStream(3, 2, 2*512, func(b *builder) { b.free(1, 1024, math.MaxUint64) }), slices.Concat(hole, x)},
+		{volumeStream(4, 3, 4*512, func(b *builder) {}), slices.Concat(hole, x, hole, hole)}, // not what was cut off
+		{volumeStream(5, 0, 5*512, func(b *builder) { b.write(1, 1536, y) }), slices.Concat(hole, hole, hole, y, hole)},
+		{first, slices.Concat(x, x, hole, x)},
+	} {
+		if m, err = apply(t, m, step.stream); err != nil {
+			t.Fatalf("step %d: %v", i, err)
+		}
+		if diff := gocmp.Diff(step.want, content(m)); diff != "" {
+			t.Errorf("step %d (-want +got):\n%s", i, diff)
+		}
+	}
+	s := newSimSet(2, 5)
+	s.objects[2].names[VolumeName] = 3
+	s.objects[3] = &simObject{gen: 5, ctime: 5, slots: 1, parent: 2, data: []byte("a file")}
+	for _, lost := range []bool{false, true} {
+		m := m.clone()
+		for i, stream := range [][]byte{s.send(nil, 7, 0, false), first, s.send(nil, 7, 0, true)} {
+			if lost {
+				m.forget()
+			}
+			if m, err = apply(t, m, stream); err != nil {
+				t.Fatalf("in turn %d, lost=%v: %v", i, lost, err)
+			}
+			if i != 1 {
+				if diff := gocmp.Diff(s.tree(), m.files()); diff != "" {
+					t.Errorf("in turn %d, lost=%v (-want +got):\n%s", i, lost, diff)
+				}
+			} else if diff := gocmp.Diff(slices.Concat(x, x, hole, x), content(m)); diff != "" || len(m.nodes) != 2 {
+				t.Errorf("in turn %d, lost=%v, %d nodes (-want +got):\n%s", i, lost, len(m.nodes), diff)
+			}
+		}
+	}
+	if _, err := apply(t, newModel(), volumeStream(1, 0, 1<<63, func(*builder) {})); !errors.Is(err, filetree.ErrInvalid) {
+		t.Errorf("a volume too large: %v", err)
 	}
 }

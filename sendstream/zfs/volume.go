@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -13,11 +14,17 @@ const (
 	volumeProps  = 2
 )
 
-// typeVolumeProps is the type of that table (DMU_OT_ZVOL_PROP, section 4.1).
-const typeVolumeProps = 24
+// Their types (DMU_OT_ZVOL and DMU_OT_ZVOL_PROP, section 4.1).
+const (
+	typeVolume      = 23
+	typeVolumeProps = 24
+)
 
 // volumeNode makes sure that the content of a volume has a node.
 func (a *applier) volumeNode(o *object) (err error) {
+	if o.typ != typeVolume {
+		return fmt.Errorf("the content of a volume is of type %d: %w", o.typ, filetree.ErrInvalid)
+	}
 	if o.node == 0 && a.full {
 		if o.node, err = a.past.claim(a.tree, volumeObject, 0, filetree.File); err != nil {
 			return err
@@ -28,6 +35,16 @@ func (a *applier) volumeNode(o *object) (err error) {
 		o.node, err = a.tree.NewNode(attr)
 	} else if a.full && !a.past.seen.has(o.number) {
 		a.past.gaps[o.number] = 0
+	}
+	return err
+}
+
+// dropVolume takes the name from the content of a volume that is no more: no directory
+// says that it has it.
+func (a *applier) dropVolume() error {
+	err := a.tree.DropName(filetree.RootNode, VolumeName)
+	if errors.Is(err, filetree.ErrNotExist) { // it never got it
+		return nil
 	}
 	return err
 }
