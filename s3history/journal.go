@@ -157,17 +157,11 @@ func (j *journal) load(ctx context.Context, s store.Store, cat *catalog.DB) erro
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	there := map[string]bool{}
-	for _, e := range names {
-		there[e.Name()] = true
-	}
 	for _, e := range names {
 		name := e.Name()
 		switch {
 		case strings.HasPrefix(name, "tmp-"):
 			j.remove(name)
-		case strings.HasPrefix(name, "kept-") && !there["commit-"+strings.TrimPrefix(name, "kept-")]:
-			j.remove(name) // killed before there was a commit to go with it
 		case strings.HasPrefix(name, "pack-"):
 			if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > keepUnused {
 				j.remove(name)
@@ -178,7 +172,19 @@ func (j *journal) load(ctx context.Context, s store.Store, cat *catalog.DB) erro
 			}
 		}
 	}
-	return errors.Join(j.dropSegments(), j.dropKnown(cat))
+	return errors.Join(j.dropSegments(), j.dropKept(), j.dropKnown(cat))
+}
+
+// dropKept removes what was kept without coming to a commit: it must not go with another.
+func (j *journal) dropKept() error {
+	names, err := filepath.Glob(filepath.Join(j.dir, "kept-*"))
+	for _, name := range names {
+		ident := strings.TrimPrefix(filepath.Base(name), "kept-")
+		if _, serr := os.Stat(filepath.Join(j.dir, "commit-"+ident)); errors.Is(serr, fs.ErrNotExist) {
+			err = errors.Join(err, j.remove("kept-"+ident))
+		}
+	}
+	return err
 }
 
 // dropSegments removes the segments that no commit waits for: they are sealed anew
@@ -405,5 +411,5 @@ func (j *journal) rolledBack() error {
 			return err
 		}
 	}
-	return j.dropSegments()
+	return errors.Join(j.dropSegments(), j.dropKept())
 }

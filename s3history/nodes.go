@@ -66,6 +66,18 @@ func (u *Update) Attr(n filetree.NodeID) (filetree.Attr, error) {
 	return c.Attr, nil
 }
 
+// Nodes yields the nodes that there are, in order. What is made or ended meanwhile may or
+// may not be among them.
+func (u *Update) Nodes() iter.Seq2[filetree.NodeID, error] {
+	return func(yield func(filetree.NodeID, error) bool) {
+		for c, err := range u.v.Nodes() {
+			if !yield(c.Node, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
 // Kept returns what Keep of this or an earlier update of the source has kept under a key,
 // or nil. It is kept in the catalog alone, and gone when that is rebuilt.
 func (u *Update) Kept(key []byte) ([]byte, error) { return u.v.Kept(key) }
@@ -74,6 +86,7 @@ func (u *Update) Kept(key []byte) ([]byte, error) { return u.v.Kept(key) }
 // the key away. It is kept if the update is committed, and also if nothing changed.
 func (u *Update) Keep(key, value []byte) error {
 	u.keeps = true
+	u.nameless = true // it is kept of nodes, and one that was unlinked while it is open stays
 	return u.v.Keep(key, value)
 }
 

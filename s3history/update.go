@@ -447,15 +447,26 @@ func (u *Update) end(n filetree.NodeID) error {
 	if err != nil {
 		return err
 	}
-	delete(u.attrs, n)
+	if c := u.attrs[n]; c != nil {
+		a = c.Attr
+		delete(u.attrs, n)
+	}
 	if err := u.v.EndNode(n); err != nil {
 		return err
+	}
+	if n >= u.first && !u.told(n, &a) {
+		return nil
 	}
 	u.recs.node(n).End = true
 	if a.Kind != filetree.Dir {
 		u.stats.Files++
 	}
 	return u.maybeFlush()
+}
+
+// told reports whether there may be records of a node that is new in this snapshot.
+func (u *Update) told(n filetree.NodeID, a *filetree.Attr) bool {
+	return a.Size > 0 || u.punched[n] || u.linked[n] || u.isAdded(n)
 }
 
 // A Piece is the new content of a range of a file: its Items one after the other.
@@ -1220,7 +1231,7 @@ func (u *Update) finishNode(n filetree.NodeID) error {
 			if was && a.Kind != filetree.Dir {
 				u.stats.Files++
 			}
-			if was || a.Size > 0 || u.punched[n] || u.linked[n] || u.isAdded(n) { // else no manifest speaks of it
+			if was || u.told(n, &a) {
 				u.recs.node(n).End = true
 			}
 			if err := u.v.EndNode(n); err != nil {

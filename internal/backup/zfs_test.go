@@ -31,7 +31,7 @@ import (
 
 // zfsCorpus is the directory of recorded streams.
 func zfsCorpus() string {
-	return cmp.Or(os.Getenv("SECRATE_CORPUS_ZFS"), "../../sendstream/zfs/zpl/testdata/corpus")
+	return cmp.Or(os.Getenv("SECRATE_CORPUS_ZFS"), "../../sendstream/zfs/zpl/testdata/corpus") // whole chains, with manifests
 }
 
 // A zfsCase is the streams of one folder of the corpus.

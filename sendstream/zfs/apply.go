@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/sendstream/zfs/zpl"
@@ -57,17 +58,15 @@ type applier struct {
 	dec   Decoder
 	res   Result
 
-	full bool
-	seen numberSet // of a full unit that meets an older state: the objects it has
-
-	master   *zpl.Master   // nil: to be looked up
-	registry *zpl.Registry // likewise
+	full   bool
+	past   *past // of a full unit
+	tables tables
 
 	touched map[dirBlock]bool
 	ended   []endedNode
 	moved   []filetree.NodeID // directories that got a name
 	owners  map[uint64]bool   // objects whose extended attributes are to be put together
-	rootWas filetree.NodeID   // the node that the root had before it was known to be it
+	spilled numberSet         // objects of which a SPILL record came
 }
 
 // An endedNode is that of an object that is no more, or another one now.
@@ -88,8 +87,8 @@ func (u *Unit) Apply(ctx context.Context, t Tree) (Result, error) {
 	if _, _, resumed := u.Resume(); resumed {
 		return Result{}, &FormatError{u.Offset, ErrResumed}
 	}
-	a := &applier{unit: u, tree: t, order: binary.LittleEndian, full: !u.Incremental(), seen: numberSet{},
-		touched: map[dirBlock]bool{}, owners: map[uint64]bool{}}
+	a := &applier{unit: u, tree: t, order: binary.LittleEndian, full: !u.Incremental(),
+		touched: map[dirBlock]bool{}, owners: map[uint64]bool{}, spilled: numberSet{}}
 	if u.BigEndian {
 		a.order = binary.BigEndian
 	}
@@ -135,8 +134,11 @@ func refused(offset int64, what string, err error) error {
 // begin makes sure that the unit starts from what is there.
 func (a *applier) begin() error {
 	var err error
-	if a.state, err = newState(a.tree); err != nil || a.full {
+	if a.state, err = newState(a.tree); err != nil {
 		return err
+	}
+	if a.full {
+		return a.beginFull()
 	}
 	have, err := a.tree.Kept(StateKey)
 	if err != nil {
@@ -157,11 +159,7 @@ func (a *applier) record(rec *Record) error {
 		if end < rec.Object {
 			end = math.MaxUint64
 		}
-		all, err := a.state.between(rec.Object, end)
-		for _, n := range all {
-			err = errors.Join(err, a.drop(n))
-		}
-		return err
+		return a.state.each(rec.Object, end, a.drop)
 	case ObjectRange:
 		return nil
 	}
@@ -196,11 +194,7 @@ func (a *applier) record(rec *Record) error {
 func (a *applier) object(rec *Record) error {
 	n := rec.Object
 	if rec.Slots > 1 {
-		inside, err := a.state.between(n+1, n+uint64(rec.Slots))
-		for _, m := range inside {
-			err = errors.Join(err, a.drop(m))
-		}
-		if err != nil {
+		if err := a.state.each(n+1, n+uint64(rec.Slots), a.drop); err != nil {
 			return err
 		}
 	}
@@ -209,37 +203,53 @@ func (a *applier) object(rec *Record) error {
 	if err != nil {
 		return err
 	}
-	if a.full && !a.state.empty {
-		a.seen.add(n)
-	}
 	o := &object{number: n, typ: rec.ObjectType, bonusType: rec.BonusType, blockSize: rec.BlockSize, slots: rec.Slots,
 		hasGen: hasHead, gen: head.Gen}
-	if old != nil && !a.same(old, o, &head) {
-		if err := a.drop(n); err != nil {
+	if old != nil {
+		same, err := a.same(old, o, &head)
+		if err == nil && !same {
+			err = a.drop(n)
+		}
+		if err != nil {
 			return err
 		}
-		old = nil
+		if !same {
+			old = nil
+		}
 	}
 	if old != nil {
-		o.node, o.xdir, o.size, o.saved = old.node, old.xdir, old.size, old.saved
-		if o.zap() && old.blockSize != o.blockSize { // all its blocks come anew
+		o.node, o.xdir, o.size, o.spill, o.saved = old.node, old.xdir, old.size, old.spill, old.saved
+		// A full unit brings all blocks, and all come anew where they have another size.
+		if o.zap() && (a.full || old.blockSize != o.blockSize) {
 			if err := a.dropBlocks(old, 0, math.MaxUint64); err != nil {
 				return err
 			}
+		}
+		if o.spill && (a.full || a.tellsSpill() && !rec.HasSpill) {
+			if err := a.tree.Keep(key(keySpill, n), nil); err != nil {
+				return err
+			}
+			o.spill = false
 		}
 	}
 	if hasHead && isFile(o) {
 		if err := a.file(o, &head, rec); err != nil {
 			return err
 		}
-	} else if a.unit.ObjectSet == Volume && n == volumeObject && o.node == 0 {
-		attr := filetree.Attr{Kind: filetree.File, Mode: 0o600, Mtime: filetree.Time{Sec: int64(a.unit.Creation)}}
-		if o.node, err = a.tree.NewNode(attr); err != nil {
+	} else if a.unit.ObjectSet == Volume && n == volumeObject {
+		if err := a.volumeNode(o); err != nil {
 			return err
 		}
 	}
+	if a.full {
+		a.past.seen.add(n)
+	}
 	return a.state.set(o)
 }
+
+// tellsSpill reports whether OBJECT says whether there is a spill block. Senders before
+// 0.8 do not.
+func (a *applier) tellsSpill() bool { return a.unit.Flags&FlagSpillBlock != 0 }
 
 // isFile reports whether an object with attributes is a file of the file system.
 func isFile(o *object) bool {
@@ -247,15 +257,27 @@ func isFile(o *object) bool {
 }
 
 // same reports whether now is the object that old was and not another with its number.
-func (a *applier) same(old, now *object, head *zpl.Head) bool {
+func (a *applier) same(old, now *object, head *zpl.Head) (bool, error) {
 	attrs := func(o *object) bool { return o.bonusType == zpl.TypeSA || o.bonusType == zpl.TypeZnode }
 	if old.slots != now.slots || old.typ != now.typ {
-		return false
+		return false, nil
 	}
 	if !attrs(old) || !attrs(now) {
-		return old.bonusType == now.bonusType
+		return old.bonusType == now.bonusType, nil
 	}
-	return old.hasGen == now.hasGen && old.gen == now.gen && old.xattr == (head.Flags&zpl.FlagXattr != 0)
+	if old.hasGen != now.hasGen || old.gen != now.gen || old.xattr != (head.Flags&zpl.FlagXattr != 0) {
+		return false, nil
+	}
+	if !a.full || old.node == 0 {
+		return true, nil
+	}
+	// Of another dataset, perhaps, where numbers and generations are the same by chance:
+	// the node is kept if it can be, but not that of the root, which may be another object.
+	if old.node == filetree.RootNode {
+		return false, nil
+	}
+	attr, err := a.tree.Attr(old.node)
+	return attr.Kind == zpl.KindOf(head.Mode), err
 }
 
 // drop forgets an object. Its node is ended when names are dealt with.
@@ -270,17 +292,27 @@ func (a *applier) drop(n uint64) error {
 		}
 	}
 	if o.node == filetree.RootNode {
-		return fmt.Errorf("the root of the file system is gone: %w", filetree.ErrInvalid)
-	}
-	if o.node != 0 {
+		if !a.full {
+			return fmt.Errorf("the root of the file system is gone: %w", filetree.ErrInvalid)
+		}
+		// Another object will be it, or this one again.
+	} else if o.node != 0 {
 		a.ended = append(a.ended, endedNode{n, o.node})
+	}
+	if o.node != 0 && o.typ == typeVolume {
+		if err := a.dropVolume(); err != nil {
+			return err
+		}
 	}
 	if o.xattr {
 		if err := a.touchXattrs(n); err != nil {
 			return err
 		}
 	}
-	for _, k := range []byte{keyNames, keyValue, keyBonus, keySpill} {
+	if a.full {
+		a.past.forget(n)
+	}
+	for _, k := range []byte{keyNames, keyValue, keyBonus, keySpill, keySmall} {
 		if err := a.tree.Keep(key(k, n), nil); err != nil {
 			return err
 		}
@@ -291,11 +323,7 @@ func (a *applier) drop(n uint64) error {
 // file is the part of OBJECT that is about a file, directory, link or device.
 func (a *applier) file(o *object, head *zpl.Head, rec *Record) error {
 	if o.xattr = head.Flags&zpl.FlagXattr != 0; o.xattr {
-		o.parent, o.size = head.Parent, head.Size
-		if err := a.state.set(o); err != nil {
-			return err
-		}
-		return a.touchXattrs(o.number)
+		return a.xattrObject(o, head)
 	}
 	attr := headAttr(head)
 	if !attr.Kind.Valid() {
@@ -304,45 +332,57 @@ func (a *applier) file(o *object, head *zpl.Head, rec *Record) error {
 	if (attr.Kind == filetree.Dir) != (o.typ == zpl.TypeDirectory) {
 		return fmt.Errorf("a %v of type %d: %w", attr.Kind, o.typ, filetree.ErrInvalid)
 	}
-	if o.node != 0 {
-		now, err := a.tree.Attr(o.node)
-		if err != nil {
-			return err
-		}
-		if now.Kind != attr.Kind {
-			return fmt.Errorf("a %v that was a %v: %w", attr.Kind, now.Kind, filetree.ErrInvalid)
-		}
-	} else if err := a.newNode(o, attr); err != nil {
+	if attr.Kind == filetree.File && head.Size > math.MaxInt64 {
+		return fmt.Errorf("size %d: %w", head.Size, filetree.ErrInvalid)
+	}
+	was, err := a.nodeOf(o, attr)
+	if err != nil {
 		return err
 	}
+	if was != nil && was.Kind != attr.Kind {
+		return fmt.Errorf("a %v that was a %v: %w", attr.Kind, was.Kind, filetree.ErrInvalid)
+	}
+	za, err := a.layouts().Decode(rec.BonusType, rec.Payload, nil, a.order)
 	if attr.Kind == filetree.File {
-		if head.Size > math.MaxInt64 {
-			return fmt.Errorf("size %d: %w", head.Size, filetree.ErrInvalid)
+		small := false
+		if a.full && was != nil {
+			small = a.compare(o, was, head, &za, err)
 		}
-		if err := a.tree.Truncate(o.node, int64(head.Size)); err != nil {
-			return err
+		if !small {
+			if err := a.tree.Truncate(o.node, int64(head.Size)); err != nil {
+				return err
+			}
 		}
 	}
-	registry := a.layouts()
-	if rec.HasSpill || rec.BonusType == zpl.TypeSA && registry == nil {
+	// The layout may come yet, and a spill block, even where nothing is said of one.
+	if err != nil || rec.HasSpill || rec.BonusType == zpl.TypeSA && !a.tellsSpill() {
 		return a.later(o, rec)
 	}
-	za, err := registry.Decode(rec.BonusType, rec.Payload, nil, a.order)
-	if err != nil {
-		return a.later(o, rec) // the layout may come yet
-	}
-	return a.setAttr(o, &za, nil)
+	return a.setAttr(o, &za)
 }
 
-// newNode makes the node of an object: that of the source's root for the root.
-func (a *applier) newNode(o *object, attr filetree.Attr) error {
-	if m := a.tables(); m != nil && m.Root == o.number {
-		o.node = filetree.RootNode
-		return nil
+// nodeOf makes sure that an object has a node: that of the source's root for the root.
+// It returns what attributes the node had, nil if it is new.
+func (a *applier) nodeOf(o *object, attr filetree.Attr) (*filetree.Attr, error) {
+	if o.node == 0 {
+		m := a.master()
+		switch {
+		case m != nil && m.Root == o.number:
+			o.node = filetree.RootNode
+		case a.full:
+			var err error
+			if o.node, err = a.past.claim(a.tree, o.number, o.gen, attr.Kind); err != nil {
+				return nil, err
+			}
+		}
+		if o.node == 0 {
+			var err error
+			o.node, err = a.tree.NewNode(attr)
+			return nil, err
+		}
 	}
-	var err error
-	o.node, err = a.tree.NewNode(attr)
-	return err
+	was, err := a.tree.Attr(o.node)
+	return &was, err
 }
 
 // later puts the bonus of an object aside until the end, when its spill block and all
@@ -356,12 +396,33 @@ func (a *applier) later(o *object, rec *Record) error {
 	return a.tree.Keep(key(keyBonus, o.number), append(b, rec.Payload...))
 }
 
+// spill is SPILL, or what a sender of 2.3 and 2.4 sends in its place: a spill block that
+// is small enough to be embedded (section 1.7). Pools that received such a stream may
+// send that again, for no object that has it.
 func (a *applier) spill(o *object, rec *Record) error {
 	data, err := a.dec.Decode(rec)
-	if err != nil || !isFile(o) {
+	if err != nil || !isFile(o) || o.xattr || !o.hasGen {
 		return err
 	}
-	return a.tree.Keep(key(keySpill, o.number), pack(data))
+	bonus, err := a.tree.Kept(key(keyBonus, o.number))
+	if err != nil {
+		return err
+	}
+	if rec.Type == WriteEmbedded {
+		if len(bonus) < 5 || bonus[4] == 0 || a.spilled.has(o.number) || !zpl.IsSA(data) {
+			return nil
+		}
+	} else {
+		if len(bonus) < 5 || a.tellsSpill() && bonus[4] == 0 {
+			return fmt.Errorf("the object has no spill block: %w", filetree.ErrInvalid)
+		}
+		a.spilled.add(o.number)
+	}
+	if err := a.tree.Keep(key(keySpill, o.number), pack(data)); err != nil {
+		return err
+	}
+	o.spill = true
+	return a.state.set(o)
 }
 
 // write is WRITE and WRITE_EMBEDDED.
@@ -379,6 +440,8 @@ func (a *applier) write(o *object, rec *Record) error {
 		return a.writeValue(o, rec.Start, data)
 	case o.node == 0:
 		return nil // no file's
+	case a.full && a.past.small.has(o.number):
+		return a.writeSmall(o, rec.Start, data)
 	}
 	attr, err := a.tree.Attr(o.node)
 	if err != nil {
@@ -390,12 +453,25 @@ func (a *applier) write(o *object, rec *Record) error {
 			return nil
 		}
 		data = data[:min(uint64(len(data)), uint64(attr.Size)-rec.Start)] // behind the end may be anything
-		a.res.Bytes += int64(len(data))
-		return a.tree.Write(o.node, int64(rec.Start), data)
+		return a.content(o, rec.Start, data)
 	case filetree.Symlink:
 		return a.writeTarget(o, rec, data)
 	}
 	return nil
+}
+
+// content writes content.
+func (a *applier) content(o *object, start uint64, data []byte) error {
+	if a.full {
+		if a.past.unchanged.has(o.number) {
+			return nil
+		}
+		if err := a.past.fill(a.tree, o, start, start+uint64(len(data))); err != nil {
+			return err
+		}
+	}
+	a.res.Bytes += int64(len(data))
+	return a.tree.Write(o.node, int64(start), data)
 }
 
 // free is FREE: a hole, or the end of an object, or neither (section 3.4).
@@ -416,7 +492,7 @@ func (a *applier) free(o *object, rec *Record) error {
 		return a.dropBlocks(o, first, end)
 	case o.xattr:
 		return a.freeValue(o, rec.Start, rec.End())
-	case o.node == 0:
+	case o.node == 0 || a.full && (a.past.small.has(o.number) || a.past.unchanged.has(o.number)):
 		return nil
 	}
 	attr, err := a.tree.Attr(o.node)
@@ -428,37 +504,19 @@ func (a *applier) free(o *object, rec *Record) error {
 
 // finish ends the unit: tables are whole now, and names can be dealt with.
 func (a *applier) finish(ctx context.Context) error {
-	if a.full && !a.state.empty {
-		all, err := a.state.between(0, math.MaxUint64)
-		if err != nil {
-			return err
-		}
-		for _, n := range all {
-			if !a.seen.has(n) {
-				if err := a.drop(n); err != nil {
-					return err
-				}
-			}
-		}
+	steps := []func() error{a.putAside, a.names, a.checkDirs, a.xattrs}
+	switch a.unit.ObjectSet {
+	case FileSystem:
+		steps = slices.Insert(steps, 0, a.root)
+	case Volume:
+		steps = append(steps, a.volume)
 	}
-	if a.unit.ObjectSet == FileSystem {
-		if err := a.root(); err != nil {
-			return err
-		}
+	if a.full {
+		steps = slices.Insert(steps, 0, a.dropUnseen)
+		steps = append(steps, a.fillRest)
 	}
-	if err := a.putAside(); err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if a.unit.ObjectSet == Volume {
-		if err := a.volume(); err != nil {
-			return err
-		}
-	}
-	for _, step := range []func() error{a.names, a.checkDirs, a.xattrs, a.forget} {
-		if err := step(); err != nil {
+	for _, step := range append(steps, a.forget) {
+		if err := errors.Join(ctx.Err(), step()); err != nil {
 			return err
 		}
 	}
@@ -468,7 +526,7 @@ func (a *applier) finish(ctx context.Context) error {
 
 // root makes sure that there is one, and that it is the root of the tree.
 func (a *applier) root() error {
-	m := a.tables()
+	m := a.master()
 	if m == nil {
 		return fmt.Errorf("there is no master node: %w", filetree.ErrInvalid)
 	}
@@ -482,7 +540,10 @@ func (a *applier) root() error {
 	if o.node == filetree.RootNode {
 		return nil
 	}
-	// It came before the master node.
+	if !a.full {
+		return fmt.Errorf("the root is another object, %d: %w", m.Root, filetree.ErrInvalid)
+	}
+	// It came before the master node. Nothing has a name yet, so that a node gives way.
 	attr, err := a.tree.Attr(o.node)
 	if err != nil {
 		return err
@@ -490,25 +551,28 @@ func (a *applier) root() error {
 	if err := a.tree.SetAttr(filetree.RootNode, func(r *filetree.Attr) { *r = attr }); err != nil {
 		return err
 	}
-	if err := a.tree.EndNode(o.node); err != nil {
-		return err
+	for b := range a.touched {
+		if b.node == o.node && b.object == o.number {
+			delete(a.touched, b)
+			b.node = filetree.RootNode
+			a.touched[b] = true
+		}
 	}
-	a.rootWas, o.node = o.node, filetree.RootNode
+	a.ended = append(a.ended, endedNode{o.number, o.node})
+	o.node = filetree.RootNode
 	return a.state.set(o)
 }
 
 // forget takes away what was kept for this unit alone.
 func (a *applier) forget() error {
-	var old [][]byte
-	for k, err := range a.tree.KeptFrom([]byte{keyOld}, []byte{keyOld + 1}) {
-		if err != nil {
-			return err
-		}
-		old = append(old, k.Key)
-	}
-	for _, k := range old {
-		if err := a.tree.Keep(k, nil); err != nil {
-			return err
+	for _, kind := range []byte{keyOld, keyBonus, keySmall} {
+		for k, err := range a.tree.KeptFrom([]byte{kind}, []byte{kind + 1}) {
+			if err == nil {
+				err = a.tree.Keep(k.Key, nil)
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil

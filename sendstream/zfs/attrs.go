@@ -2,8 +2,11 @@ package zfs
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/sendstream/zfs/zpl"
@@ -20,6 +23,9 @@ func headAttr(h *zpl.Head) filetree.Attr {
 
 // entries returns the entries of a table, or nil if it is not there, or not all of it.
 func (a *applier) entries(n uint64) []zpl.Entry {
+	if a.full && !a.past.seen.has(n) {
+		return nil // what is kept is another snapshot's, perhaps of another dataset
+	}
 	blocks := map[uint64][]byte{}
 	size := 0
 	for k, err := range a.tree.KeptFrom(key(keyBlock, n), key(keyBlock, n+1)) {
@@ -45,22 +51,34 @@ func (a *applier) entries(n uint64) []zpl.Entry {
 // maxTable bounds the tables that are looked at as a whole, in bytes.
 const maxTable = 64 << 20
 
-// tables returns the master node, or nil while it is not known.
-func (a *applier) tables() *zpl.Master {
-	if a.master == nil {
+// tables are what is known of the master node and of those that say how attributes are
+// laid out, and whether they were looked up since a block of any came.
+type tables struct {
+	master                   *zpl.Master
+	registry                 *zpl.Registry
+	masterKnown, layoutKnown bool
+}
+
+// master returns the master node, or nil while it is not there.
+func (a *applier) master() *zpl.Master {
+	t := &a.tables
+	if !t.masterKnown {
+		t.masterKnown = true
 		if m, err := zpl.DecodeMaster(a.entries(zpl.MasterNodeObject)); err == nil {
-			a.master = &m
+			t.master = &m
 		}
 	}
-	return a.master
+	return t.master
 }
 
 // layouts returns how attributes are laid out, or nil while it is not known.
 func (a *applier) layouts() *zpl.Registry {
-	if a.registry != nil {
-		return a.registry
+	t := &a.tables
+	if t.layoutKnown {
+		return t.registry
 	}
-	m := a.tables()
+	t.layoutKnown = true
+	m := a.master()
 	if m == nil || m.SAAttrs == 0 {
 		return nil
 	}
@@ -69,23 +87,28 @@ func (a *applier) layouts() *zpl.Registry {
 		return nil
 	}
 	if r, err := zpl.NewRegistry(a.entries(registry), a.entries(layouts)); err == nil {
-		a.registry = r
+		t.registry = r
 	}
-	return a.registry
+	return t.registry
 }
 
-// setAttr sets the attributes of an object's node, all but its size. kept is what the node
-// has of attributes that are not among those at hand, if they are not all; else nil.
-func (a *applier) setAttr(o *object, za *zpl.Attr, kept *filetree.Attr) error {
+// setAttr sets the attributes of an object's node, all but its size.
+func (a *applier) setAttr(o *object, za *zpl.Attr) error {
 	attr, err := attrOf(za)
 	if err != nil {
 		a.res.fail(fmt.Sprintf("object %d", o.number), err)
 		attr.Incomplete = true
 	}
-	if kept != nil {
-		attr.Target = kept.Target
-		attr.Xattrs = zpl.MergeXattrs(attr.Xattrs, kept.Xattrs)
+	if len(attr.Target) > filetree.MaxTarget || strings.IndexByte(attr.Target, 0) >= 0 {
+		return fmt.Errorf("target of %d bytes, or with a NUL: %w", len(attr.Target), filetree.ErrInvalid)
 	}
+	attr.Xattrs = slices.DeleteFunc(attr.Xattrs, func(x filetree.Xattr) bool {
+		if len(x.Name) <= filetree.MaxName {
+			return false
+		}
+		a.res.fail(fmt.Sprintf("object %d", o.number), fmt.Errorf("extended attribute with a name of %d bytes is left out: Linux has none like it", len(x.Name)))
+		return true
+	})
 	attr.Ino, attr.Gen = o.number, o.gen
 	if o.xdir != 0 || za.Xattr != 0 {
 		a.owners[o.number] = true
@@ -98,7 +121,7 @@ func (a *applier) setAttr(o *object, za *zpl.Attr, kept *filetree.Attr) error {
 		return err
 	}
 	return a.tree.SetAttr(o.node, func(to *filetree.Attr) {
-		if to.Kind == filetree.Symlink && !za.Present.Has(zpl.HasSymlink) && kept == nil {
+		if to.Kind == filetree.Symlink && !za.Present.Has(zpl.HasSymlink) {
 			attr.Target = to.Target // it is the link's data
 		}
 		*to = attr
@@ -129,82 +152,65 @@ func attrOf(za *zpl.Attr) (filetree.Attr, error) {
 	if za.ProjID != 0 {
 		attr.Xattrs = append(attr.Xattrs, filetree.Xattr{Name: ProjectXattr, Value: strconv.AppendUint(nil, za.ProjID, 10)})
 	}
-	for i := range attr.Xattrs {
-		attr.Xattrs[i].Value = append([]byte{}, attr.Xattrs[i].Value...)
-	}
 	filetree.SortXattrs(attr.Xattrs)
 	return attr, nil
 }
 
 // putAside decodes what later has put aside.
 func (a *applier) putAside() error {
-	var numbers []uint64
 	for k, err := range a.tree.KeptFrom([]byte{keyBonus}, []byte{keyBonus + 1}) {
 		if err != nil {
 			return err
 		}
-		numbers = append(numbers, number(k.Key, 0))
-	}
-	for _, n := range numbers {
-		if err := a.putAsideOne(n); err != nil {
+		n := number(k.Key, 0)
+		if len(k.Value) < 5 {
+			return errKept
+		}
+		if err := a.putAsideOne(n, binary.BigEndian.Uint32(k.Value), k.Value[4] != 0, k.Value[5:]); err != nil {
 			return fmt.Errorf("object %d: %w", n, err)
-		}
-	}
-	// A spill block of an object that did not announce one.
-	var left [][]byte
-	for k, err := range a.tree.KeptFrom([]byte{keySpill}, []byte{keySpill + 1}) {
-		if err != nil {
-			return err
-		}
-		left = append(left, k.Key)
-	}
-	for _, k := range left {
-		if err := a.tree.Keep(k, nil); err != nil {
-			return err
 		}
 	}
 	return nil
 }
 
-func (a *applier) putAsideOne(n uint64) error {
+func (a *applier) putAsideOne(n uint64, bonusType uint32, hasSpill bool, bonus []byte) error {
 	o, err := a.state.get(n)
 	if err != nil || o == nil {
 		return err
 	}
-	bonus, err := a.tree.Kept(key(keyBonus, n))
-	if err != nil || len(bonus) < 5 {
-		return err
-	}
-	packedSpill, err := a.tree.Kept(key(keySpill, n))
-	if err != nil {
-		return err
-	}
-	spill, err := unpack(packedSpill)
-	if err != nil {
-		return err
-	}
-	za, err := a.layouts().Decode(binary.BigEndian.Uint32(bonus), bonus[5:], spill, a.order)
-	if err != nil {
-		return err
-	}
-	var kept *filetree.Attr
-	if spill == nil && bonus[4] != 0 { // there is one, and it is what it was
-		now, err := a.tree.Attr(o.node)
+	var spill []byte
+	if o.spill {
+		packed, err := a.tree.Kept(key(keySpill, n))
 		if err != nil {
 			return err
 		}
-		kept = &now
-		if za.Present.Has(zpl.HasSymlink) {
-			kept.Target = string(za.Symlink)
-		}
-	}
-	if err := a.setAttr(o, &za, kept); err != nil {
-		return err
-	}
-	for _, k := range []byte{keyBonus, keySpill} {
-		if err := a.tree.Keep(key(k, n), nil); err != nil {
+		if spill, err = unpack(packed); err != nil {
 			return err
 		}
+	} else if hasSpill {
+		return fmt.Errorf("its spill block is nowhere: %w", filetree.ErrInvalid)
+	}
+	za, err := a.layouts().Decode(bonusType, bonus, spill, a.order)
+	if errors.Is(err, zpl.ErrTwice) && !a.tellsSpill() {
+		// There is no spill block any more (section 3.6).
+		o.spill = false
+		if err := a.tree.Keep(key(keySpill, n), nil); err != nil {
+			return err
+		}
+		za, err = a.layouts().Decode(bonusType, bonus, nil, a.order)
+	}
+	if err != nil {
+		return err
+	}
+	was, err := a.tree.Attr(o.node)
+	if err != nil {
+		return err
+	}
+	if err := a.setAttr(o, &za); err != nil {
+		return err
+	}
+	if a.full && a.past.small.has(n) {
+		return a.setSmall(o, &was, &za)
 	}
 	return nil
 }

@@ -71,8 +71,10 @@ func linksOf(block []byte, index uint64, order binary.ByteOrder) ([]link, error)
 }
 
 // keepsBlocks reports whether blocks of objects of this type are kept: of directories,
-// and of the tables that say how attributes are laid out.
-func keepsBlocks(typ uint32) bool { return zpl.IsZAP(typ) && typ != zpl.TypeDeleteQueue }
+// of the tables that say how attributes are laid out, and of how large a volume is.
+func keepsBlocks(typ uint32) bool {
+	return zpl.IsZAP(typ) && typ != zpl.TypeDeleteQueue || typ == typeVolumeProps
+}
 
 // A dirBlock is a block of a directory, which is the object's as long as it has that node:
 // numbers are given again. Node is 0 for directories of extended attributes.
@@ -87,7 +89,7 @@ type dirBlock struct {
 func (a *applier) setBlock(o *object, block uint64, value []byte) error {
 	k := key(keyBlock, o.number, block)
 	if o.typ != zpl.TypeDirectory {
-		a.registry = nil // what it is made of has changed, perhaps
+		a.tables = tables{}
 		return a.tree.Keep(k, value)
 	}
 	at := dirBlock{o.number, o.node, block}
@@ -108,15 +110,11 @@ func (a *applier) setBlock(o *object, block uint64, value []byte) error {
 
 // dropBlocks forgets the blocks of a ZAP from one on and below another.
 func (a *applier) dropBlocks(o *object, first, end uint64) error {
-	var blocks []uint64
 	for k, err := range a.tree.KeptFrom(key(keyBlock, o.number, first), key(keyBlock, o.number, end)) {
-		if err != nil {
-			return err
+		if err == nil {
+			err = a.setBlock(o, number(k.Key, 1), nil)
 		}
-		blocks = append(blocks, number(k.Key, 1))
-	}
-	for _, b := range blocks {
-		if err := a.setBlock(o, b, nil); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -168,9 +166,6 @@ func (a *applier) eachDir(f func(c *dirChange) error) error {
 		}
 		c, err := a.dirChange(blocks[:n])
 		if err == nil {
-			if c.node != 0 && c.node == a.rootWas {
-				c.node = filetree.RootNode
-			}
 			err = f(c)
 		}
 		if err != nil {
@@ -197,7 +192,7 @@ func (a *applier) dirChange(blocks []dirBlock) (*dirChange, error) {
 	if err != nil {
 		return nil, err
 	}
-	alive := now != nil && now.typ == zpl.TypeDirectory && (now.node == c.node || now.node == filetree.RootNode && c.node == a.rootWas)
+	alive := now != nil && now.typ == zpl.TypeDirectory && now.node == c.node
 	for _, b := range blocks {
 		old, err := a.linksAt(key(keyOld, b.object, uint64(b.node), b.block))
 		if err != nil {
@@ -257,7 +252,11 @@ func cancel(x, y *[]link) {
 func (a *applier) names() error {
 	// A node that took the number of another has the names of that which are still there:
 	// in no directory did anything change with them.
-	heirs := map[filetree.NodeID][]filetree.Entry{}
+	type inherited struct {
+		filetree.Entry
+		heir filetree.NodeID
+	}
+	var heirs []inherited
 	err := a.eachDir(func(c *dirChange) error {
 		if c.node == 0 {
 			return a.touchXattrs(c.object)
@@ -283,23 +282,18 @@ func (a *applier) names() error {
 			return err
 		}
 		for _, name := range names {
-			if (now == nil || now.node == 0) && a.full {
-				continue // what a full stream has no word of is gone, and EndNode takes the name
-			}
 			if now == nil || now.node == 0 {
 				return fmt.Errorf("object %d is gone, and still has the name %q: %w", e.number, name.Name, filetree.ErrInvalid)
 			}
-			heirs[now.node] = append(heirs[now.node], name)
+			heirs = append(heirs, inherited{name, now.node})
 		}
 		if err := a.tree.EndNode(e.node); err != nil {
 			return err
 		}
 	}
-	for n, names := range heirs {
-		for _, e := range names {
-			if err := a.addName(e.Dir, e.Name, n); err != nil {
-				return err
-			}
+	for _, e := range heirs {
+		if err := a.addName(e.Dir, e.Name, e.heir); err != nil {
+			return err
 		}
 	}
 	return a.eachDir(func(c *dirChange) error {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 // FuzzReader: no input makes it panic, errors point inside of the input, records
@@ -120,6 +122,70 @@ func FuzzDecode(f *testing.F) {
 		}
 		if again, err := d.Decode(rec); err != nil || !bytes.Equal(again, first) {
 			t.Fatalf("the second time it is something else: %v", err)
+		}
+	})
+}
+
+// FuzzApply: no stream makes it panic or break what it promises to the tree, an error
+// leaves what there was, and what it makes is a tree. Sums are made right, so that more
+// than they is tried. What a full stream made it makes again.
+func FuzzApply(f *testing.F) {
+	for seed := range 6 {
+		streams := rapid.Custom(func(t *rapid.T) []byte {
+			s, was := newSimSet(2, 5), (*simSet)(nil)
+			var all []byte
+			for guid := range uint64(3) {
+				for range 5 {
+					s.change(t)
+				}
+				all = append(all, s.send(was, guid+1, guid, seed%2 == 0)...)
+				was = s.clone()
+			}
+			return all
+		})
+		f.Add(streams.Example(seed))
+	}
+	for _, rec := range recordings(f) {
+		if st, err := os.Stat(filepath.Join(rec.dir, rec.name+".zsend.zst")); err != nil || st.Size() > 4096 {
+			continue
+		}
+		if s := rec.stream(f); len(s) <= 64<<10 {
+			f.Add(s)
+		}
+	}
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		stream = mend(bytes.Clone(stream), false)
+		m := newModel()
+		units := NewUnits(bytes.NewReader(stream))
+		for u, err := range units.All() {
+			if err != nil {
+				checkError(t, err, stream)
+				return
+			}
+			next, err := applyUnit(t, m, u)
+			if err != nil {
+				if !errors.Is(err, ErrState) {
+					checkError(t, err, stream)
+				}
+				continue
+			}
+			if m = next; u.Incremental() {
+				continue
+			}
+			begin, end := u.Offset, units.Offset()
+			for _, lost := range []bool{false, true} {
+				again := m.clone()
+				if lost {
+					again.forget()
+				}
+				v, err := NewUnits(bytes.NewReader(stream[begin:end])).Next()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := applyUnit(t, again, v); err != nil {
+					t.Fatalf("again, lost=%v: %v", lost, err)
+				}
+			}
 		}
 	})
 }

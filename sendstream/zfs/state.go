@@ -28,8 +28,12 @@ type Tree interface {
 	// Attr returns the attributes that a node has.
 	Attr(n filetree.NodeID) (filetree.Attr, error)
 
+	// Nodes yields the nodes that there are.
+	Nodes() iter.Seq2[filetree.NodeID, error]
+
 	// The following are those of filetree.Update.
 
+	Children(dir filetree.NodeID) iter.Seq2[filetree.Child, error]
 	SetAttr(n filetree.NodeID, change func(a *filetree.Attr)) error
 	Write(n filetree.NodeID, off int64, data []byte) error
 	Hole(n filetree.NodeID, off, length int64) error
@@ -37,7 +41,7 @@ type Tree interface {
 
 	// Kept returns what was kept under a key, or nil; Keep keeps a value, or nothing
 	// any more if it is empty; KeptFrom yields, in order, what is kept from a key on
-	// and below another.
+	// and below another. What is kept meanwhile may or may not be among it.
 	Kept(key []byte) ([]byte, error)
 	Keep(key, value []byte) error
 	KeptFrom(from, to []byte) iter.Seq2[filetree.Kept, error]
@@ -49,12 +53,13 @@ const (
 	keyBlock  = 'z' // object, block: of a directory the names in it, of other ZAPs the block
 	keyNames  = 'x' // object: the extended attributes that it has in a directory of their own
 	keyValue  = 'd' // object: the value of an extended attribute
+	keySpill  = 's' // object: its spill block
 
 	// Within one unit only:
 
 	keyOld   = 'Z' // object, node, block: the names that were in it before the unit
 	keyBonus = 'b' // object: its bonus, to be decoded at the end
-	keySpill = 's' // object: its spill block
+	keySmall = 'w' // object: its content, of few bytes
 )
 
 // StateKey is the key under which Apply keeps the GUID of the snapshot whose state it has
@@ -98,6 +103,7 @@ type object struct {
 	parent    uint64 // of an xattr: of a directory what it belongs to, of a value the directory
 	size      uint64 // of the value of an extended attribute
 	xdir      uint64 // the directory of its extended attributes
+	spill     bool   // there is a spill block
 
 	saved string // as it was kept last
 }
@@ -113,6 +119,9 @@ func (o *object) encode() []byte {
 	}
 	if o.xattr {
 		flags |= 2
+	}
+	if o.spill {
+		flags |= 4
 	}
 	for _, v := range []uint64{flags, uint64(o.node), uint64(o.typ), uint64(o.bonusType), uint64(o.blockSize), uint64(o.slots),
 		o.gen, o.parent, o.size, o.xdir} {
@@ -132,7 +141,7 @@ func decodeObject(number uint64, b []byte) (*object, error) {
 		}
 		v[i], b = n, b[k:]
 	}
-	return &object{number: number, hasGen: v[0]&1 != 0, xattr: v[0]&2 != 0, node: filetree.NodeID(v[1]), typ: uint32(v[2]),
+	return &object{number: number, hasGen: v[0]&1 != 0, xattr: v[0]&2 != 0, spill: v[0]&4 != 0, node: filetree.NodeID(v[1]), typ: uint32(v[2]),
 		bonusType: uint32(v[3]), blockSize: uint32(v[4]), slots: uint8(v[5]), gen: v[6], parent: v[7], size: v[8], xdir: v[9]}, nil
 }
 
@@ -203,23 +212,25 @@ func (s *state) remove(n uint64) error {
 	return s.tree.Keep(key(keyObject, n), nil)
 }
 
-// between returns the numbers of the objects from first on and below end.
-func (s *state) between(first, end uint64) ([]uint64, error) {
+// each calls f with the numbers of the objects from first on and below end, which f may
+// remove.
+func (s *state) each(first, end uint64, f func(n uint64) error) error {
 	if s.empty && first > s.high {
-		return nil, nil
+		return nil
 	}
 	to := []byte{keyObject + 1}
 	if end < math.MaxUint64 {
 		to = key(keyObject, end)
 	}
-	var all []uint64
 	for k, err := range s.tree.KeptFrom(key(keyObject, first), to) {
-		if err != nil {
-			return nil, err
+		if err == nil {
+			err = f(number(k.Key, 0))
 		}
-		all = append(all, number(k.Key, 0))
+		if err != nil {
+			return err
+		}
 	}
-	return all, nil
+	return nil
 }
 
 // packed is how long a value may be before it is compressed.
@@ -259,3 +270,9 @@ type numberSet map[uint64]uint64
 
 func (s numberSet) add(n uint64)      { s[n>>6] |= 1 << (n & 63) }
 func (s numberSet) has(n uint64) bool { return s[n>>6]&(1<<(n&63)) != 0 }
+
+func (s numberSet) remove(n uint64) {
+	if s.has(n) {
+		s[n>>6] &^= 1 << (n & 63)
+	}
+}

@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -11,22 +12,51 @@ import (
 const (
 	volumeObject = 1
 	volumeProps  = 2
-
-	typeVolumeProps = 24 // DMU_OT_ZVOL_PROP
 )
 
-func (a *applier) writeVolume(o *object, rec *Record, data []byte) error {
-	switch o.number {
-	case volumeObject:
-		if rec.Start > math.MaxInt64-uint64(len(data)) {
-			return fmt.Errorf("data at %d: %w", rec.Start, filetree.ErrInvalid)
-		}
-		a.res.Bytes += int64(len(data))
-		return a.tree.Write(o.node, int64(rec.Start), data)
-	case volumeProps:
-		return a.tree.Keep(key(keyBlock, o.number, rec.Start/uint64(max(o.blockSize, 1))), pack(data))
+// Their types (DMU_OT_ZVOL and DMU_OT_ZVOL_PROP, section 4.1).
+const (
+	typeVolume      = 23
+	typeVolumeProps = 24
+)
+
+// volumeNode makes sure that the content of a volume has a node.
+func (a *applier) volumeNode(o *object) (err error) {
+	if o.typ != typeVolume {
+		return fmt.Errorf("the content of a volume is of type %d: %w", o.typ, filetree.ErrInvalid)
 	}
-	return nil
+	if o.node == 0 && a.full {
+		if o.node, err = a.past.claim(a.tree, volumeObject, 0, filetree.File); err != nil {
+			return err
+		}
+	}
+	if o.node == 0 {
+		attr := filetree.Attr{Kind: filetree.File, Mode: 0o600, Mtime: filetree.Time{Sec: int64(a.unit.Creation)}, Ino: volumeObject}
+		o.node, err = a.tree.NewNode(attr)
+	} else if a.full && !a.past.seen.has(o.number) {
+		a.past.gaps[o.number] = 0
+	}
+	return err
+}
+
+// dropVolume takes the name from the content of a volume that is no more: no directory
+// says that it has it.
+func (a *applier) dropVolume() error {
+	err := a.tree.DropName(filetree.RootNode, VolumeName)
+	if errors.Is(err, filetree.ErrNotExist) { // it never got it
+		return nil
+	}
+	return err
+}
+
+func (a *applier) writeVolume(o *object, rec *Record, data []byte) error {
+	if o.number != volumeObject || o.node == 0 {
+		return nil
+	}
+	if rec.Start > math.MaxInt64-uint64(len(data)) {
+		return fmt.Errorf("data at %d: %w", rec.Start, filetree.ErrInvalid)
+	}
+	return a.content(o, rec.Start, data)
 }
 
 // volume ends the unit of a volume: the size is known, and the name.
@@ -58,6 +88,12 @@ func (a *applier) volume() error {
 	}
 	if a.res.Counts[Write]+a.res.Counts[WriteEmbedded] > 0 { // a volume has no times of its own
 		err := a.tree.SetAttr(o.node, func(attr *filetree.Attr) { attr.Mtime = filetree.Time{Sec: int64(a.unit.Creation)} })
+		if err != nil {
+			return err
+		}
+	}
+	if a.full { // there may have been a file system
+		err := a.tree.SetAttr(filetree.RootNode, func(r *filetree.Attr) { *r = filetree.Attr{Kind: filetree.Dir, Mode: 0o755} })
 		if err != nil {
 			return err
 		}

@@ -16,6 +16,28 @@ import (
 // maxValue bounds the value of an extended attribute, in bytes: Linux has no longer ones.
 const maxValue = 64 << 10
 
+// xattrObject is the part of OBJECT that is about a directory of extended attributes or a
+// value in one.
+func (a *applier) xattrObject(o *object, head *zpl.Head) error {
+	cut := head.Size < o.size || a.full // what is cut off is zero if the value grows again
+	o.parent, o.size = head.Parent, head.Size
+	if err := a.state.set(o); err != nil {
+		return err
+	}
+	if cut && o.typ == zpl.TypeFile {
+		err := a.changeValue(o, func(value []byte) []byte {
+			if a.full {
+				return nil
+			}
+			return value[:min(uint64(len(value)), o.size)]
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return a.touchXattrs(o.number)
+}
+
 // touchXattrs notes that the extended attributes of what a directory of them, or a value
 // in one, belongs to are to be put together again.
 func (a *applier) touchXattrs(n uint64) error {
@@ -72,10 +94,11 @@ func (a *applier) changeValue(o *object, change func([]byte) []byte) error {
 	if err != nil {
 		return err
 	}
-	if value = change(slices.Clone(value)); len(value) == 0 {
-		return nil
+	var packed []byte
+	if value = change(slices.Clone(value)); len(value) > 0 {
+		packed = pack(value)
 	}
-	if err := a.tree.Keep(key(keyValue, o.number), pack(value)); err != nil {
+	if err := a.tree.Keep(key(keyValue, o.number), packed); err != nil {
 		return err
 	}
 	return a.touchXattrs(o.number)

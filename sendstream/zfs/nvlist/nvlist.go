@@ -94,6 +94,9 @@ func (l List) String(name string) (string, bool) { return lookup[string](l, name
 // List returns the value of the first [Nested] list called name.
 func (l List) List(name string) (List, bool) { return lookup[List](l, name) }
 
+// Lists returns the value of the first [NestedArray] called name.
+func (l List) Lists(name string) ([]List, bool) { return lookup[[]List](l, name) }
+
 // Has reports whether there is a pair called name, of whatever type.
 func (l List) Has(name string) bool {
 	for _, p := range l {

@@ -1,9 +1,12 @@
 package nvlist
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"math"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -306,6 +309,9 @@ func TestLookup(t *testing.T) {
 	if v, ok := l.Uint64s("s"); !ok || !cmp.Equal(v, []uint64{4}) {
 		t.Errorf("numbers s: %v, %v", v, ok)
 	}
+	if v, ok := (List{{"a", NestedArray, []List{l}}}).Lists("a"); !ok || len(v) != 1 || !v[0].Has("n") {
+		t.Errorf("lists a: %v, %v", v, ok)
+	}
 	if v, ok := l.List("l"); !ok || !v.Has("b") || v.Has("a") {
 		t.Errorf("list l: %v, %v", v, ok)
 	}
@@ -336,6 +342,8 @@ func TestParseErrors(t *testing.T) {
 				"type 28":         p.pack(List{{"x", 28, nil}}),
 				"no value":        p.pack(List{{"x", Uint64, nil}}),
 				"no string":       p.pack(List{{"x", StringArray, []string{}}, {"y", String, nil}}),
+				"NUL in a name":   p.pack(List{{"a\x00b", Boolean, nil}}),
+				"too many pairs":  p.repeat(Pair{"", Boolean, nil}, maxPairs+1),
 			}
 			for what, b := range bad {
 				if l, err := Parse(b); !errors.Is(err, ErrMalformed) {
@@ -344,6 +352,9 @@ func TestParseErrors(t *testing.T) {
 			}
 			if _, err := Parse(p.pack(deep[0].Value.(List))); err != nil {
 				t.Errorf("as deep as may be: %v", err)
+			}
+			if l, err := Parse(p.repeat(Pair{"", Boolean, nil}, maxPairs)); len(l) != maxPairs || err != nil {
+				t.Errorf("%d of as many pairs as may be: %v", len(l), err)
 			}
 			// Sizes and counts that lie, at every place.
 			for at := 0; at+4 <= len(good); at += 4 {
@@ -354,6 +365,41 @@ func TestParseErrors(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// repeat packs a list of the same pair, n times.
+func (p packer) repeat(pair Pair, n int) []byte {
+	empty, one := p.pack(nil), p.pack(List{pair})
+	mark := len(empty) - 12 // the zeros at the end
+	return slices.Concat(one[:12], bytes.Repeat(one[12:len(one)-mark], n), empty[12:])
+}
+
+// TestShortNested: a list that ends before the pair it is in.
+func TestShortNested(t *testing.T) {
+	p := packers["xdr"]
+	b := p.pack(List{{"l", Nested, List{}}})
+	long := slices.Concat(b[:12], p.u32(len(b)-12-8+4), b[16:len(b)-8], make([]byte, 4+8))
+	if l, err := Parse(long); !errors.Is(err, ErrMalformed) {
+		t.Errorf("%v, %v", l, err)
+	}
+}
+
+// TestParseAllocs: what is announced and not there takes no memory.
+func TestParseAllocs(t *testing.T) {
+	for name, p := range packers {
+		huge := slices.Concat(p.u32(1<<28), make([]byte, 4000))
+		b := p.pack(List{{"numbers", Uint64Array, []uint64{}}, {"strings", StringArray, []string{}}, {"lists", NestedArray, []List{}}})
+		for at := 12; at+4 <= len(b); at += 4 {
+			lie := slices.Concat(b[:at], huge)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			Parse(lie)
+			runtime.ReadMemStats(&after)
+			if got := after.TotalAlloc - before.TotalAlloc; got > 100<<10 {
+				t.Errorf("%s, word at %d: %d bytes allocated for %d", name, at, got, len(lie))
+			}
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/sendstream/zfs/nvlist"
 )
 
 // richACL is an ACL with everything that section 4.6 lists. No real stream at hand has
@@ -130,7 +131,7 @@ func TestXattrs(t *testing.T) {
 	number := builder{b: []byte{1, 1, 0, 0}, order: binary.BigEndian}
 	number.u32(0, 1, 28, 8, 1)
 	number.bytes("n\x00\x00\x00")
-	number.u32(uint32(NVUint32), 1, 7, 0, 0)
+	number.u32(uint32(nvlist.Uint32), 1, 7, 0, 0)
 	for name, b := range map[string][]byte{
 		"twice":          xdrXattrs(x("user.a", ""), x("a", "")),
 		"without a name": xdrXattrs(x("", "v")),

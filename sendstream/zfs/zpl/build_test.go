@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/sendstream/zfs/nvlist"
 )
 
 // unhex decodes a dump as the specification prints it: spaces are left out.
@@ -112,7 +113,7 @@ func xdrXattrs(xattrs ...filetree.Xattr) []byte {
 		w.u32(0, 1, uint32(len(x.Name)))
 		w.bytes(x.Name)
 		w.pad(4)
-		w.u32(uint32(NVByteArray), uint32(len(x.Value)))
+		w.u32(uint32(nvlist.ByteArray), uint32(len(x.Value)))
 		w.bytes(string(x.Value))
 		w.pad(4)
 		w.order.PutUint32(w.b[at:], uint32(len(w.b)-at))

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+
+	"github.com/secrate/secrate/sendstream/zfs/nvlist"
 )
 
 // A FUID is an owner as ZFS keeps it (section 4.7): a POSIX id, or, above 2^32, the
@@ -42,18 +44,18 @@ func ParseDomains(data []byte, size uint64) (Domains, error) {
 	if size == 0 {
 		return nil, nil
 	}
-	list, _, err := ParseNVList(data[:size])
+	list, err := nvlist.Parse(data[:size])
 	if err != nil {
-		return nil, err
+		return nil, &FormatError{"FUID table", 0, err}
 	}
-	table, ok := Get[[]NVList](list, "fuid_nvlist", NVNvlistArray)
+	table, ok := list.Lists("fuid_nvlist")
 	if !ok {
 		return nil, &FormatError{"FUID table", 0, errors.New("no fuid_nvlist")}
 	}
 	domains := make(Domains, len(table))
 	for i, l := range table {
-		index, hasIndex := Get[uint64](l, "fuid_idx", NVUint64)
-		domain, hasDomain := Get[string](l, "fuid_domain", NVString)
+		index, hasIndex := l.Uint64("fuid_idx")
+		domain, hasDomain := l.String("fuid_domain")
 		if _, taken := domains[uint32(index)]; !hasIndex || !hasDomain || index > math.MaxUint32 || taken {
 			return nil, bad("FUID table", 0, "domain number %d is damaged", i)
 		}

@@ -209,50 +209,9 @@ func FuzzZnode(f *testing.F) {
 	})
 }
 
-func FuzzNvlist(f *testing.F) {
-	for _, l := range []NVList{everything(), nil, {{"user.x", NVByteArray, []byte("value")}}} {
-		for _, b := range packings(l) {
-			f.Add(b)
-		}
-	}
-	eachSeed(f, func(d *dataset) {
-		for _, o := range d.objects {
-			for _, buf := range [][]byte{o.bonus, o.spill} {
-				// DXATTR is the last in most layouts.
-				for off := 0; off+4 < len(buf) && len(buf) < 1024; off += 8 {
-					if _, _, err := ParseNVList(buf[off:]); err == nil && buf[off] == 1 {
-						f.Add(buf[off:])
-					}
-				}
-			}
-		}
-	})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		l, n, err := ParseNVList(b)
-		checkError(t, err, len(b))
-		if err != nil {
-			return
-		}
-		if n > len(b) {
-			t.Fatalf("%d of %d bytes", n, len(b))
-		}
-		for name, packed := range packings(l) {
-			again, n, err := ParseNVList(packed)
-			if diff := cmp.Diff(l, again, cmpopts.EquateNaNs()); err != nil || n != len(packed) || diff != "" {
-				t.Fatalf("%s: %v, %d of %d bytes (-before +after):\n%s", name, err, n, len(packed), diff)
-			}
-		}
-	})
-}
-
 func FuzzFUID(f *testing.F) {
-	list := NVList{{"fuid_nvlist", NVNvlistArray, []NVList{
-		{{"fuid_idx", NVUint64, uint64(1)}, {"fuid_domain", NVString, "S-1-5-21-1-2-3"}, {"fuid_offset", NVUint64, uint64(0)}},
-		{{"fuid_idx", NVUint64, uint64(2)}, {"fuid_domain", NVString, "S-1-5-32"}},
-	}}}
-	for _, b := range packings(list) {
-		f.Add(b, uint64(len(b)), uint64(1<<32|513))
-	}
+	table := fuidTable("fuid_nvlist", domain{1, "S-1-5-21-1-2-3"}, domain{2, "S-1-5-32"})
+	f.Add(table, uint64(len(table)), uint64(1<<32|513))
 	f.Fuzz(func(t *testing.T, data []byte, size, id uint64) {
 		d, err := ParseDomains(data, size)
 		checkError(t, err, len(data))

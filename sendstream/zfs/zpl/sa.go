@@ -174,6 +174,11 @@ func (r *Registry) Decode(bonusType uint32, bonus, spill []byte, order binary.By
 
 const saMagic = 0x002F505A
 
+// IsSA reports whether a block begins as a buffer of system attributes does.
+func IsSA(b []byte) bool {
+	return len(b) >= 8 && (binary.LittleEndian.Uint32(b) == saMagic || binary.BigEndian.Uint32(b) == saMagic)
+}
+
 // saHeader reads the header of a buffer: its byte order, the number of its layout and
 // where values start. An empty buffer, or one that begins with zeros, has layout 0.
 func saHeader(buf []byte) (order binary.ByteOrder, layout uint16, start int, err error) {

@@ -6,24 +6,25 @@ import (
 	"strings"
 
 	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/sendstream/zfs/nvlist"
 )
 
 // Xattrs decodes the extended attributes that are kept among the attributes
 // (section 4.8), by their names on Linux and sorted. Those in a directory of their own
-// ([Attr.Xattr]) are not among them: see [MergeXattrs]. Values are parts of a.DXattr.
-// Errors are *FormatError, with offsets from the beginning of a.DXattr.
+// ([Attr.Xattr]) are not among them: see [MergeXattrs]. Values are copies. Errors are
+// *FormatError.
 func (a *Attr) Xattrs() ([]filetree.Xattr, error) {
 	if len(a.DXattr) == 0 {
 		return nil, nil
 	}
-	list, _, err := ParseNVList(a.DXattr)
+	list, err := nvlist.Parse(a.DXattr)
 	if err != nil {
-		return nil, err
+		return nil, &FormatError{"extended attributes", 0, err}
 	}
 	xattrs := make([]filetree.Xattr, 0, len(list))
 	for i := range list {
 		value, ok := list[i].Value.([]byte)
-		if !ok || list[i].Type != NVByteArray || list[i].Name == "" {
+		if !ok || list[i].Type != nvlist.ByteArray || list[i].Name == "" {
 			return nil, &FormatError{"extended attributes", 0, errors.New("a value is no array of bytes, or has no name")}
 		}
 		xattrs = append(xattrs, filetree.Xattr{Name: XattrName(list[i].Name), Value: value})

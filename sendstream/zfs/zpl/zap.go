@@ -401,3 +401,17 @@ func DecodeZAP(blocks map[uint64][]byte, order binary.ByteOrder) ([]Entry, error
 	}
 	return entries, nil
 }
+
+// integer reads an integer of 1, 2, 4 or 8 bytes from the start of b.
+func integer(order binary.ByteOrder, b []byte, size int) uint64 {
+	switch size {
+	case 1:
+		return uint64(b[0])
+	case 2:
+		return uint64(order.Uint16(b))
+	case 4:
+		return uint64(order.Uint32(b))
+	default:
+		return order.Uint64(b)
+	}
+}
