@@ -137,6 +137,9 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 				return err
 			}
 		}
+		if unit.GUID == [16]byte{} { // it has none that another stream could start from
+			return nil
+		}
 		return j.w.SetAlias(source, unit.GUID, u.Head().Seq)
 	} else if err != nil {
 		return err
