@@ -3,7 +3,8 @@
 # lacks for it is installed if this is root on a Debian.
 #
 #	scripts/zfsvm.sh build              make it, unless it is there: about 7 minutes
-#	scripts/zfsvm.sh test [package…]    run the tests that need OpenZFS in it
+#	scripts/zfsvm.sh test [package…]    run the tests that need OpenZFS in it, by default of all packages
+#	                                    and of the machine itself
 #	scripts/zfsvm.sh shell              a shell in it, beside a pool and an S3 server
 #
 # ZFS=2.1 takes that version instead of 2.3; other flags: ZFSVM_FLAGS="-memory 4096 -v".
@@ -27,12 +28,19 @@ fi
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 go build -o "$tmp/zfsvm" ./testenv/zfsvm/cmd/zfsvm
-# shellcheck disable=SC2086 # flags are words
-set -- -zfs "${ZFS:-2.3}" ${ZFSVM_FLAGS:-} "$@"
-case " $* " in
-*" test "*)
-	go build -o "$tmp/testsum" ./scripts/testsum
-	"$tmp/zfsvm" "$@" | "$tmp/testsum"
-	;;
-*) "$tmp/zfsvm" "$@" ;;
-esac
+# shellcheck disable=SC2206 # flags are words
+flags=(-zfs "${ZFS:-2.3}" ${ZFSVM_FLAGS:-})
+if [ "${1:-}" != test ]; then
+	"$tmp/zfsvm" "${flags[@]}" "$@"
+	exit
+fi
+shift
+go build -o "$tmp/testsum" ./scripts/testsum
+"$tmp/zfsvm" "${flags[@]}" build >/dev/null
+{
+	if [ $# -eq 0 ]; then # first those of the machine itself; testsum knows how they went
+		SECRATE_TEST_ZFSVM=1 SECRATE_TEST_ZFSVM_VERSION=${ZFS:-2.3} \
+			go test -json -count 1 -run '^(TestVM|TestCancel|TestDiesWithParent)$' ./testenv/zfsvm || true
+	fi
+	"$tmp/zfsvm" "${flags[@]}" test "$@"
+} | "$tmp/testsum"

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -193,6 +194,9 @@ func lock(ctx context.Context, name string, log io.Writer) (*os.File, error) {
 func build(ctx context.Context, v Version, dir string, log io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("a chroot is made for it, which takes root; run this as root once, with SECRATE_CACHE set to " + filepath.Dir(filepath.Dir(dir)))
+	}
+	if runtime.GOARCH != "amd64" {
+		return fmt.Errorf("the guest is amd64, and its programs have to run here on %s", runtime.GOARCH)
 	}
 	if _, err := exec.LookPath("debootstrap"); err != nil {
 		return fmt.Errorf("%w: on Debian, apt-get install debootstrap", err)

@@ -63,7 +63,7 @@ func (c *cpioWriter) Close() error {
 func (c *cpioWriter) entry(name string, mode uint32, size int64, r io.Reader) error {
 	name = strings.TrimPrefix(name, "/")
 	switch {
-	case name == "" || path.Clean(name) != name || name == ".." || strings.HasPrefix(name, "../"):
+	case name == "" || name == "." || path.Clean(name) != name || name == ".." || strings.HasPrefix(name, "../"):
 		return fmt.Errorf("%w: name %q", errCPIO, name)
 	case strings.ContainsRune(name, 0) || len(name) >= 4096 || name == "TRAILER!!!": // PATH_MAX
 		return fmt.Errorf("%w: name %.100q", errCPIO, name)

@@ -193,6 +193,11 @@ func Start(ctx context.Context, o Options) (_ *VM, err error) {
 		return nil, vm.gone(ctx, err)
 	}
 	vm.Kernel, vm.ZFS, vm.Boot = hello.Kernel, hello.ZFS, time.Since(begin)
+	// QEMU has its files open. Without names they end with it, even when this
+	// process is killed.
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, err
+	}
 	return vm, nil
 }
 
@@ -272,7 +277,7 @@ func (vm *VM) gone(ctx context.Context, err error) error {
 	return err
 }
 
-// Close kills the machine, waits for its end, and removes its disk.
+// Close kills the machine and waits for its end, with which its disk goes.
 func (vm *VM) Close() error {
 	if vm.cmd != nil {
 		vm.cmd.Process.Kill() // it may have ended
