@@ -24,6 +24,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,7 +91,10 @@ func New(t testing.TB, o Options) *Pool {
 		t.Fatal(err)
 	}
 	p := &Pool{Name: "secrate-" + strings.ToLower(rand.Text()[:10]), Dir: filepath.Join(base, "pool")}
-	args := []string{"create", "-f", "-m", p.Dir, "-o", "cachefile=none", "-O", "atime=off"}
+	args := []string{"create", "-f", "-m", p.Dir, "-o", "cachefile=none"}
+	if !slices.ContainsFunc(o.FS, func(p string) bool { return strings.HasPrefix(p, "atime=") }) {
+		args = append(args, "-O", "atime=off") // twice is an error
+	}
 	for _, property := range o.Pool {
 		args = append(args, "-o", property)
 	}
