@@ -6,7 +6,10 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -109,6 +112,7 @@ func TestSendReceive(t *testing.T) {
 // belongs to it. Numbers of objects, and so of inodes, are the same there; so are
 // all times and holes.
 func TestRandomTrees(t *testing.T) {
+	cloned, clones := int64(0), true // bytes; whether this OpenZFS can do it
 	for _, tt := range []struct {
 		name       string
 		seed       uint64
@@ -150,11 +154,22 @@ func TestRandomTrees(t *testing.T) {
 				}
 				from = snapshot
 			}
+			out, err := exec.Command("zpool", "get", "-Hp", "-o", "value", "bcloneused", pool.Name).Output()
+			if err != nil { // OpenZFS 2.1
+				clones = false
+			} else if n, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64); err != nil {
+				t.Error(err)
+			} else {
+				cloned += n
+			}
 			if t.Failed() {
 				log := g.Log()
 				t.Logf("seed %d:\n…%s", tt.seed, log[max(0, len(log)-4000):])
 			}
 		})
+	}
+	if clones && cloned == 0 {
+		t.Error("files of no tree share blocks: nothing was cloned")
 	}
 }
 
