@@ -7,7 +7,8 @@
 #	                                    and of the machine itself
 #	scripts/zfsvm.sh shell              a shell in it, beside a pool and an S3 server
 #
-# ZFS=2.1 takes that version instead of 2.3; other flags: ZFSVM_FLAGS="-memory 4096 -v".
+# ZFS=2.1 takes that version instead of 2.3; other flags: ZFSVM_FLAGS="-memory 4096 -v". For more
+# seeds of a test of random trees: ZFSVM_FLAGS="-run TestZFSRandom -arg -seeds=20", and its package.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
@@ -39,8 +40,8 @@ go build -o "$tmp/testsum" ./scripts/testsum
 "$tmp/zfsvm" "${flags[@]}" build >/dev/null
 {
 	if [ $# -eq 0 ]; then # first those of the machine itself; testsum knows how they went
-		SECRATE_TEST_ZFSVM=1 SECRATE_TEST_ZFSVM_VERSION=${ZFS:-2.3} \
-			go test -json -count 1 -run '^(TestVM|TestCancel|TestDiesWithParent)$' ./testenv/zfsvm || true
+		go test -json -count 1 -tags zfsvm -run '^(TestVM|TestCancel|TestDiesWithParent)$' \
+			./testenv/zfsvm -args -zfs "${ZFS:-2.3}" || true
 	fi
 	"$tmp/zfsvm" "${flags[@]}" test "$@"
 } | "$tmp/testsum"

@@ -1,4 +1,4 @@
-//go:build linux
+//go:build linux && zfsvm
 
 package zfsvm
 
@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -23,28 +24,15 @@ import (
 	"github.com/secrate/secrate/testenv"
 )
 
-// need skips a test unless it is asked for. Make test-zfs does that, after it has made
-// the image.
-func need(t *testing.T) {
-	t.Helper()
-	testenv.Need(t, testenv.Requirement{Name: "SECRATE_TEST_ZFSVM", Check: func() error {
-		if os.Getenv("SECRATE_TEST_ZFSVM") != "1" {
-			return errors.New("not set to 1")
-		}
-		return nil
-	}}, testenv.Tool("qemu-system-x86_64"))
-}
+// version is a flag of the tests: make test-zfs tries what it was told to make.
+var version = flag.String("zfs", string(Default), "`version` of OpenZFS in the machine")
 
 // start starts a virtual machine for a test.
 func start(t *testing.T, o Options) *VM {
 	t.Helper()
-	need(t)
-	version := Version(os.Getenv("SECRATE_TEST_ZFSVM_VERSION"))
-	if version == "" {
-		version = Default
-	}
+	testenv.Need(t, testenv.Tool("qemu-system-x86_64"))
 	var err error
-	if o.Image, err = Build(t.Context(), version, t.Output()); err != nil {
+	if o.Image, err = Build(t.Context(), Version(*version), t.Output()); err != nil {
 		t.Fatal(err)
 	}
 	o.Memory = 768 << 20
@@ -174,15 +162,16 @@ func (f writerFunc) Write(p []byte) (int, error) { f(); return len(p), nil }
 
 // A machine dies with the process that started it, even if that is killed.
 func TestDiesWithParent(t *testing.T) {
-	if os.Getenv("SECRATE_TEST_ZFSVM_CHILD") == "1" {
+	const variable = "SECRATE_TEST_ZFSVM_CHILD"
+	if os.Getenv(variable) == "1" {
 		vm := start(t, Options{})
 		fmt.Printf("qemu %d\n", vm.cmd.Process.Pid)
 		vm.Run(t.Context(), Command{Args: []string{"sleep", "1000"}})
 		return
 	}
-	need(t)
-	child := exec.Command(os.Args[0], "-test.run=^TestDiesWithParent$")
-	child.Env = append(os.Environ(), "SECRATE_TEST_ZFSVM_CHILD=1")
+	testenv.Need(t, testenv.Tool("qemu-system-x86_64"))
+	child := exec.Command(os.Args[0], "-test.run=^TestDiesWithParent$", "-zfs="+*version)
+	child.Env = append(os.Environ(), variable+"=1")
 	out, err := child.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -31,7 +31,8 @@
 // all of these by their tag, compiles their packages, and runs them and no others
 // in the machine, from the package's directory with its testdata. Package zfspool
 // makes pools for them. On a machine that has OpenZFS itself, go test -tags zfs
-// as root does without the virtual one.
+// as root does without the virtual one. The tests of the machine itself have the tag
+// zfsvm: they start it, so that they are not for make test, nor for the machine.
 //
 // # What is trusted
 //

@@ -27,6 +27,11 @@ func main() {
 	version := fs.String("zfs", string(zfsvm.Default), "`version` of OpenZFS: 2.3 or 2.1")
 	run := fs.String("run", "", "of test: run only tests whose names match this `regexp`")
 	timeout := fs.Duration("timeout", 15*time.Minute, "of test: time limit of the tests of each package")
+	var args []string
+	fs.Func("arg", "of test: `argument` for the tests, such as -seeds=20; more than once for more", func(s string) error {
+		args = append(args, s)
+		return nil
+	})
 	memory := fs.Int64("memory", 2048, "`MiB` of memory of the guest")
 	disk := fs.Int64("disk", 4096, "`MiB` of the scratch disk")
 	verbose := fs.Bool("v", false, "show the guest's console")
@@ -48,15 +53,15 @@ func main() {
 		if *verbose {
 			o.Console = os.Stderr
 		}
-		switch args := fs.Args()[1:]; fs.Arg(0) {
+		switch rest := fs.Args()[1:]; fs.Arg(0) {
 		case "build":
 			fmt.Printf("%s\n%s\n", img.Kernel, img.Initrd)
 		case "test":
-			err = test(ctx, o, *run, *timeout, args)
+			err = test(ctx, o, *run, *timeout, args, rest)
 		case "shell":
 			err = shell(ctx, o)
 		case "run":
-			err = runOne(ctx, o, args)
+			err = runOne(ctx, o, rest)
 		default:
 			fs.Usage()
 			os.Exit(2)

@@ -36,9 +36,9 @@ type testPackage struct {
 	Tests           []string
 }
 
-// test runs the tests with the tag in one virtual machine, and prints what go test
-// -json would. It says nothing of how they went: what reads that does.
-func test(ctx context.Context, o zfsvm.Options, run string, timeout time.Duration, patterns []string) error {
+// test runs the tests with the tag in one virtual machine, with args as arguments, and
+// prints what go test -json would. It says nothing of how they went: what reads that does.
+func test(ctx context.Context, o zfsvm.Options, run string, timeout time.Duration, args, patterns []string) error {
 	if len(patterns) == 0 {
 		patterns = []string{"./..."}
 	}
@@ -86,7 +86,7 @@ func test(ctx context.Context, o zfsvm.Options, run string, timeout time.Duratio
 	defer func() { vm.Close() }()
 	fmt.Fprintf(os.Stderr, "zfsvm: OpenZFS %s on Linux %s, up in %.1f s\n", vm.ZFS, vm.Kernel, vm.Boot.Seconds())
 	for _, p := range built {
-		err := runTests(ctx, vm, p, timeout)
+		err := runTests(ctx, vm, p, timeout, args)
 		if !errors.Is(err, zfsvm.ErrGone) || ctx.Err() != nil {
 			if err != nil {
 				return err
@@ -128,7 +128,7 @@ func event(action, pkg, output string) {
 
 // runTests runs the tests of one package. An error is not one of theirs, unless
 // it wraps zfsvm.ErrGone.
-func runTests(ctx context.Context, vm *zfsvm.VM, p testPackage, timeout time.Duration) error {
+func runTests(ctx context.Context, vm *zfsvm.VM, p testPackage, timeout time.Duration, args []string) error {
 	convert := exec.Command("go", "tool", "test2json", "-t", "-p", p.ImportPath)
 	in, err := convert.StdinPipe()
 	if err != nil {
@@ -142,10 +142,10 @@ func runTests(ctx context.Context, vm *zfsvm.VM, p testPackage, timeout time.Dur
 	limited, cancel := context.WithTimeout(ctx, timeout+grace)
 	defer cancel()
 	ran := vm.Run(limited, zfsvm.Command{
-		Args: []string{
+		Args: append([]string{
 			"./" + binary, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + timeout.String(),
 			"-test.run=^(" + strings.Join(p.Tests, "|") + ")$",
-		},
+		}, args...),
 		Dir: guestDir(p), Env: environment(), Stdout: in, Stderr: in,
 	})
 	// The last line is that of go test.
