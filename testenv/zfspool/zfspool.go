@@ -54,6 +54,7 @@ type Options struct {
 type Pool struct {
 	Name string
 	Dir  string // where its root dataset is mounted
+	vdev string
 }
 
 // A Dataset is a mounted file system of a pool.
@@ -90,7 +91,7 @@ func New(t testing.TB, o Options) *Pool {
 	} else if err := makeFile(vdev, o.Size); err != nil {
 		t.Fatal(err)
 	}
-	p := &Pool{Name: "secrate-" + strings.ToLower(rand.Text()[:10]), Dir: filepath.Join(base, "pool")}
+	p := &Pool{Name: "secrate-" + strings.ToLower(rand.Text()[:10]), Dir: filepath.Join(base, "pool"), vdev: vdev}
 	args := []string{"create", "-f", "-m", p.Dir, "-o", "cachefile=none"}
 	if !slices.ContainsFunc(o.FS, func(p string) bool { return strings.HasPrefix(p, "atime=") }) {
 		args = append(args, "-O", "atime=off") // twice is an error
@@ -131,6 +132,14 @@ func lockDisk(t testing.TB, name string) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatalf("lock %s: %v", lock.Name(), err)
 	}
+}
+
+// Reimport exports the pool and imports it again: nothing of it is in memory then. No
+// file of it may be open, and no snapshot mounted.
+func (p *Pool) Reimport(t testing.TB) {
+	t.Helper()
+	Run(t, "zpool", "export", p.Name)
+	Run(t, "zpool", "import", "-d", p.vdev, "-o", "cachefile=none", p.Name)
 }
 
 // Create makes a dataset with these properties, as in "recordsize=1M".

@@ -42,6 +42,10 @@ func TestPools(t *testing.T) {
 		if b, err := os.ReadFile(filepath.Join(d.Mount(t, "s"), "f")); err != nil || string(b) != "old" {
 			t.Errorf("in the snapshot: %q, %v", b, err)
 		}
+		plain.Reimport(t)
+		if got := Run(t, "zpool", "get", "-H", "-o", "value", "cachefile,health", plain.Name); got != "none\nONLINE" {
+			t.Errorf("after an import: %q", got)
+		}
 		err := Send(&bytes.Buffer{}, d.Name+"@none")
 		if err == nil || !strings.Contains(err.Error(), "none") {
 			t.Errorf("send of what is not there: %v", err)

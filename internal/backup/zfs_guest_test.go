@@ -1,0 +1,507 @@
+//go:build linux && zfs
+
+package backup_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/s3history"
+	"github.com/secrate/secrate/sendstream/zfs"
+	"github.com/secrate/secrate/sendstream/zfs/zpl"
+	"github.com/secrate/secrate/testenv/manifest"
+	"github.com/secrate/secrate/testenv/treegen"
+	"github.com/secrate/secrate/testenv/zfspool"
+)
+
+// foundZFSSeeds once failed.
+var foundZFSSeeds = []uint64{}
+
+// zfsKindsOfFS are the file systems of TestZFSRandom. A seed has the one at the index that
+// is its remainder, so that as many seeds in a row have all of them.
+var zfsKindsOfFS = []struct {
+	name       string
+	properties []string
+	large      bool // records of more than 128K: what is received without -L cannot go on with it, nor the reverse
+}{
+	{"4K, lz4, attributes in the dnode", []string{"recordsize=4K", "compression=lz4", "xattr=sa", "acltype=posixacl", "dnodesize=auto"}, false},
+	{"128K, zstd, attributes in directories", []string{"recordsize=128K", "compression=zstd", "xattr=on", "acltype=posixacl"}, false},
+	{"1M, zstd, attributes in the dnode", []string{"recordsize=1M", "compression=zstd", "xattr=sa"}, true},
+	{"1M, lz4, attributes in directories", []string{"recordsize=1M", "compression=lz4", "xattr=on", "acltype=posixacl"}, true},
+	{"128K, uncompressed, attributes in the dnode", []string{"recordsize=128K", "compression=off", "xattr=sa", "acltype=posixacl"}, false},
+}
+
+// TestZFSRandom changes a real ZFS at random, takes a snapshot every few changes, and
+// ingests what zfs send makes of it. Every snapshot of the history is compared with the
+// mounted one, and so is what zfs receive makes of the same stream.
+func TestZFSRandom(t *testing.T) {
+	seeds := slices.Clone(foundZFSSeeds)
+	for i := range *seedsFlag {
+		seeds = append(seeds, uint64(time.Now().UnixNano())+uint64(i))
+	}
+	if *seedFlag != 0 {
+		seeds = []uint64{*seedFlag}
+	}
+	for _, seed := range seeds {
+		kind := zfsKindsOfFS[seed%uint64(len(zfsKindsOfFS))]
+		t.Run(fmt.Sprintf("%s/%d", kind.name, seed), func(t *testing.T) {
+			z := newZFSRandom(t, seed, kind.properties, kind.large)
+			for _, round := range z.rounds() {
+				z.round(round)
+				if t.Failed() {
+					break // the rest would fail with it
+				}
+			}
+			z.compareRebuilt()
+			if t.Failed() {
+				log := z.gen.Log()
+				t.Logf("-seed=%d; the last operations:\n%s", seed, log[max(0, len(log)-6000):])
+			}
+		})
+	}
+}
+
+// A zfsRandom is a file system under random change with its history.
+type zfsRandom struct {
+	*zfsCase
+	t     *testing.T
+	rng   *rand.Rand
+	gen   *treegen.Gen
+	pool  *zfspool.Pool
+	fs    *zfspool.Dataset
+	large bool
+
+	taken  int
+	copies int
+	copied *zfspool.Dataset // what zfs receive made
+	last   *zfsSnapshot     // nil before the first
+	older  *zfsSnapshot     // the one before it, if it is there
+	all    []*zfsSnapshot
+}
+
+// A zfsSnapshot was taken and is in the history.
+type zfsSnapshot struct {
+	name string // after the @
+	seq  uint64
+	want []manifest.Entry
+}
+
+func newZFSRandom(t *testing.T, seed uint64, properties []string, large bool) *zfsRandom {
+	pool := zfspool.New(t, zfspool.Options{FS: properties})
+	z := &zfsRandom{zfsCase: &zfsCase{fixture: newFixture(t)}, t: t, rng: rand.New(rand.NewPCG(seed, 1)), pool: pool, large: large}
+	// The mount point is its own, so that it stays when the dataset has another name.
+	dir := filepath.Join(t.TempDir(), "fs")
+	z.fs = pool.Create(t, "fs", "mountpoint="+dir)
+	z.fs.Dir = dir
+	outside, tree := filepath.Join(dir, "outside"), filepath.Join(dir, "tree")
+	for _, d := range []string{outside, tree} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	z.gen, err = treegen.New(tree, treegen.Options{Seed: seed, Outside: outside, Entries: 120, Bytes: 4 << 20, Large: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return z
+}
+
+// rounds are what is done between two snapshots and how the later one is sent, in random
+// order but for the first.
+func (z *zfsRandom) rounds() []string {
+	rounds := []string{"incremental", "incremental", "incremental", "bookmark", "older", "full", "rollback", "rename", "reimport", "unchanged"}
+	z.rng.Shuffle(len(rounds), func(i, j int) { rounds[i], rounds[j] = rounds[j], rounds[i] })
+	return append([]string{"full"}, rounds...)
+}
+
+func (z *zfsRandom) round(what string) {
+	z.gen.Note("round: %s", what)
+	from := z.last
+	switch what {
+	case "rollback":
+		z.rollback()
+	case "rename":
+		name := z.pool.Dataset(fmt.Sprintf("fs%d", z.taken)).Name
+		zfspool.Run(z.t, "zfs", "rename", z.fs.Name, name)
+		z.fs.Name = name
+	case "reimport":
+		z.pool.Reimport(z.t)
+	case "older":
+		if z.older != nil {
+			from = z.older
+		}
+	}
+	if what != "unchanged" {
+		if err := z.gen.Step(25); err != nil {
+			z.t.Fatal(err)
+		}
+	}
+	switch {
+	case what == "full":
+		z.snapshot(nil, "")
+	case what == "bookmark":
+		base := z.fs.Name + "@" + from.name
+		mark := z.fs.Name + "#" + from.name
+		zfspool.Run(z.t, "zfs", "bookmark", base, mark)
+		zfspool.Run(z.t, "zfs", "destroy", base)
+		z.snapshot(from, mark)
+		z.older = nil
+	default:
+		z.snapshot(from, z.fs.Name+"@"+from.name)
+	}
+}
+
+// rollback lets the tree go another way for a snapshot or two, and then back to where it
+// was: to numbers of objects that the history knows as others.
+func (z *zfsRandom) rollback() {
+	base, older := z.last, z.older
+	for i := range 1 + z.rng.IntN(2) {
+		dir := filepath.Join(z.fs.Dir, fmt.Sprintf("wild%d", i))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			z.t.Fatal(err)
+		}
+		z.removeSome(filepath.Join(z.fs.Dir, "tree"))
+		g, err := treegen.New(dir, treegen.Options{Seed: z.rng.Uint64(), Entries: 60, Bytes: 2 << 20, Large: 1 << 20})
+		if err != nil {
+			z.t.Fatal(err)
+		}
+		if err := g.Step(40); err != nil {
+			z.t.Fatal(err)
+		}
+		z.snapshot(z.last, z.fs.Name+"@"+z.last.name)
+	}
+	zfspool.Run(z.t, "zfs", "rollback", "-r", z.fs.Name+"@"+base.name)
+	zfspool.Run(z.t, "zfs", "rollback", "-r", z.copied.Name+"@"+base.name)
+	z.last, z.older = base, older
+}
+
+// removeSome removes about half of what is in dir, as far as it can be.
+func (z *zfsRandom) removeSome(dir string) {
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		z.t.Fatal(err)
+	}
+	for _, n := range names {
+		if z.rng.IntN(2) == 0 {
+			os.RemoveAll(filepath.Join(dir, n.Name())) // some things are immutable
+		}
+	}
+}
+
+// snapshot takes one, and brings it to the history and to the copy by a stream from a base,
+// a snapshot or bookmark that has what from had. Without one the stream is full.
+func (z *zfsRandom) snapshot(from *zfsSnapshot, base string) {
+	z.t.Helper()
+	z.taken++
+	s := &zfsSnapshot{name: fmt.Sprint(z.taken)}
+	full := z.fs.Snapshot(z.t, s.name)
+	s.want = z.scan(z.fs, s.name)
+	flags := [][]string{{}, {"-L", "-e"}, {"-L", "-e", "-c"}}[z.rng.IntN(3)]
+	z.gen.Note("snapshot %s from %q, flags %q", s.name, base, flags)
+	stream := z.send(full, base, flags)
+
+	u, err := zfs.NewUnits(bytes.NewReader(stream)).Next()
+	if err != nil {
+		z.t.Fatal(err)
+	}
+	res, failed, err := z.ingest(z.t, "s", u)
+	if err != nil {
+		z.t.Fatalf("ingest %s: %v", u.Name, err)
+	}
+	for _, f := range failed {
+		z.t.Errorf("%s: left out: %s", s.name, f)
+	}
+	src := z.source("s")
+	if res.Unchanged {
+		if s.seq, err = z.w.Alias(src, zfs.GUID(u.ToGUID)); err != nil {
+			z.t.Fatal(err)
+		}
+		if s.seq == 0 {
+			z.t.Fatalf("%s changed nothing, and nothing knows which snapshot it is", s.name)
+		}
+	} else {
+		s.seq = res.Committed[0].Seq
+	}
+	z.compare(z.cat, src, s)
+
+	if z.large && len(flags) == 0 { // what was received has large blocks
+		stream = z.send(full, base, []string{"-L", "-e"})
+	}
+	z.receive(stream, from)
+	if d := manifest.Diff(s.want, z.scan(z.copied, s.name), manifest.Ignore{}); len(d) > 0 {
+		z.t.Errorf("what zfs receive made of %s:\n%s", s.name, manifest.Report(d, 10))
+	}
+	z.all = append(z.all, s)
+	z.last, z.older = s, z.last
+}
+
+func (z *zfsRandom) send(snapshot, base string, flags []string) []byte {
+	z.t.Helper()
+	args := slices.Clone(flags)
+	if base != "" {
+		args = append(args, "-i", base)
+	}
+	var b bytes.Buffer
+	if err := zfspool.Send(&b, append(args, snapshot)...); err != nil {
+		z.t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func (z *zfsRandom) receive(stream []byte, from *zfsSnapshot) {
+	z.t.Helper()
+	if from == nil {
+		z.copies++
+		z.copied = z.pool.Dataset(fmt.Sprintf("copy%d", z.copies))
+	} else {
+		zfspool.Run(z.t, "zfs", "rollback", "-r", z.copied.Name+"@"+from.name)
+	}
+	if err := zfspool.Receive(bytes.NewReader(stream), "-u", "-o", "readonly=on", z.copied.Name); err != nil {
+		z.t.Fatal(err)
+	}
+}
+
+// scan makes the manifest of a snapshot. The root of one that is mounted has a number that
+// nothing else has.
+func (z *zfsRandom) scan(d *zfspool.Dataset, snapshot string) []manifest.Entry {
+	z.t.Helper()
+	dir := z.t.TempDir()
+	if err := unix.Mount(d.Name+"@"+snapshot, dir, "zfs", unix.MS_RDONLY, ""); err != nil {
+		z.t.Fatalf("mount %s@%s: %v", d.Name, snapshot, err)
+	}
+	all, err := manifest.Scan(dir)
+	if err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); err != nil {
+		z.t.Fatal(err)
+	}
+	if err != nil {
+		z.t.Fatal(err)
+	}
+	all[0].Ino = 0
+	return all
+}
+
+// compare compares a snapshot of the history with the mounted one, in all but the size and
+// the links of directories: those are numbers of what is in them.
+func (z *zfsRandom) compare(cat *catalog.DB, src catalog.Source, s *zfsSnapshot) {
+	z.t.Helper()
+	got := z.entries(cat, src, s.seq)
+	got[0].Ino = 0
+	for i := range got {
+		got[i].Xattrs = slices.DeleteFunc(got[i].Xattrs, func(x filetree.Xattr) bool {
+			return x.Name == zpl.ACLXattr || x.Name == zfs.ProjectXattr // ours: Linux shows none
+		})
+	}
+	if d := manifest.Diff(s.want, got, manifest.Ignore{DirSize: true, DirNlink: true}); len(d) > 0 {
+		z.t.Errorf("snapshot %s, #%d:\n%s", s.name, s.seq, manifest.Report(d, 10))
+	}
+}
+
+// compareRebuilt compares all with a catalog made from what is stored.
+func (z *zfsRandom) compareRebuilt() {
+	z.t.Helper()
+	rebuilt, src := z.rebuilt()
+	for _, s := range z.all {
+		z.compare(rebuilt, src, s)
+	}
+}
+
+// TestZFSVolume writes to a volume, gives blocks of it back, and changes its size, and
+// compares every snapshot of the history byte for byte.
+func TestZFSVolume(t *testing.T) {
+	pool := zfspool.New(t, zfspool.Options{})
+	for _, tt := range []struct {
+		blockSize string
+		flags     []string
+	}{{"8K", nil}, {"64K", []string{"-L", "-e", "-c"}}} {
+		t.Run(tt.blockSize, func(t *testing.T) {
+			seed := *seedFlag
+			if seed == 0 {
+				seed = uint64(time.Now().UnixNano())
+			}
+			t.Logf("-seed=%d", seed)
+			v := &zfsVolume{zfsCase: &zfsCase{fixture: newFixture(t)}, t: t, rng: rand.New(rand.NewPCG(seed, 2)), flags: tt.flags,
+				name: pool.Name + "/volume" + tt.blockSize, image: make([]byte, 8<<20)}
+			known := volumeDevices(t)
+			zfspool.Run(t, "zfs", "create", "-s", "-V", "8M", "-o", "volblocksize="+tt.blockSize, "-o", "compression=lz4", v.name)
+			v.device = newVolumeDevice(t, known)
+			for i := range 3 {
+				v.change(10)
+				v.snapshot(fmt.Sprint(i))
+			}
+			v.resize(12 << 20)
+			v.snapshot("grown")
+			v.change(10)
+			v.snapshot("written")
+			v.resize(4 << 20)
+			v.snapshot("shrunk")
+			v.resize(6 << 20)
+			v.change(3)
+			v.snapshot("grown again")
+		})
+	}
+}
+
+// A zfsVolume is a volume, what is on it, and its history.
+type zfsVolume struct {
+	*zfsCase
+	t            *testing.T
+	rng          *rand.Rand
+	flags        []string
+	name, device string
+	image        []byte
+	last         string
+}
+
+// change writes, writes zeros and discards at random.
+func (v *zfsVolume) change(n int) {
+	v.t.Helper()
+	f, err := os.OpenFile(v.device, os.O_RDWR, 0)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	defer f.Close()
+	for range n {
+		const sector = 4096
+		off := v.rng.IntN(len(v.image)/sector) * sector
+		part := v.image[off:min(off+sector*(1+v.rng.IntN(64)), len(v.image))]
+		switch v.rng.IntN(5) {
+		case 0:
+			clear(part)
+			at := [2]uint64{uint64(off), uint64(len(part))}
+			var b [16]byte
+			binary.NativeEndian.PutUint64(b[:], at[0])
+			binary.NativeEndian.PutUint64(b[8:], at[1])
+			if err := f.Sync(); err != nil {
+				v.t.Fatal(err)
+			}
+			if err := discard(f, &b); err != nil {
+				v.t.Fatal(err)
+			}
+			continue
+		case 1:
+			clear(part)
+		case 2: // compresses
+			copy(part, bytes.Repeat(binary.LittleEndian.AppendUint64(nil, v.rng.Uint64()), len(part)/8))
+		default:
+			for i := 0; i < len(part); i += 8 {
+				binary.LittleEndian.PutUint64(part[i:], v.rng.Uint64())
+			}
+		}
+		if _, err := f.WriteAt(part, int64(off)); err != nil {
+			v.t.Fatal(err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		v.t.Fatal(err)
+	}
+}
+
+func (v *zfsVolume) resize(size int) {
+	v.t.Helper()
+	zfspool.Run(v.t, "zfs", "set", fmt.Sprintf("volsize=%d", size), v.name)
+	if size > len(v.image) {
+		v.image = append(v.image, make([]byte, size-len(v.image))...)
+	}
+	v.image = v.image[:size]
+}
+
+func (v *zfsVolume) snapshot(name string) {
+	v.t.Helper()
+	name = strings.ReplaceAll(name, " ", "-")
+	device, err := os.ReadFile(v.device)
+	if err != nil || !bytes.Equal(device, v.image) {
+		v.t.Fatalf("%s: the device is not what was written to it: %d bytes, %v", name, len(device), err)
+	}
+	full := v.name + "@" + name
+	zfspool.Run(v.t, "zfs", "snapshot", full)
+	args := slices.Clone(v.flags)
+	if v.last != "" {
+		args = append(args, "-i", v.last)
+	}
+	v.last = full
+	var stream bytes.Buffer
+	if err := zfspool.Send(&stream, append(args, full)...); err != nil {
+		v.t.Fatal(err)
+	}
+	u, err := zfs.NewUnits(&stream).Next()
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	res, failed, err := v.ingest(v.t, "v", u)
+	if err != nil || len(failed) > 0 || res.Unchanged {
+		v.t.Fatalf("%s: %+v, left out %q, %v", name, res, failed, err)
+	}
+	view := v.cat.At(v.source("v").ID, res.Committed[0].Seq)
+	n, err := view.Resolve([]string{zfs.VolumeName})
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	a, err := view.Attr(n)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	var got bytes.Buffer
+	if err := s3history.NewContent(v.store, v.identity, v.cat, v.identities).WriteFile(v.t.Context(), view, n, a.Size, &got); err != nil {
+		v.t.Fatal(err)
+	}
+	if !bytes.Equal(got.Bytes(), v.image) {
+		v.t.Errorf("%s: %d bytes that are not the %d of the volume; the first at %d", name, got.Len(), len(v.image), differAt(got.Bytes(), v.image))
+	}
+}
+
+func differAt(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return min(len(a), len(b))
+}
+
+// discard is the ioctl BLKDISCARD of a range: its offset and length.
+func discard(f *os.File, r *[16]byte) error {
+	const blkDiscard = 0x1277
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), blkDiscard, uintptr(unsafe.Pointer(r))); errno != 0 {
+		return fmt.Errorf("discard: %w", errno)
+	}
+	return nil
+}
+
+// volumeDevices returns the devices of volumes that there are.
+func volumeDevices(t *testing.T) []string {
+	t.Helper()
+	all, err := filepath.Glob("/dev/zd*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// newVolumeDevice returns the one that is not among those known. It is made some time
+// after the volume.
+func newVolumeDevice(t *testing.T, known []string) string {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		for _, d := range volumeDevices(t) {
+			if !slices.Contains(known, d) {
+				return d
+			}
+		}
+	}
+	t.Fatal("there is no device for the volume")
+	return ""
+}
