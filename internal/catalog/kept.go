@@ -121,8 +121,10 @@ func (v View) KeptChanges() iter.Seq2[Kept, error] {
 func (v View) RevertKept(seq uint64) error {
 	v.db.mu.Lock()
 	defer v.db.mu.Unlock()
+	if err := v.db.exec("DELETE FROM kept WHERE source = ?1 AND born = ?2", v.source, v.seq); err != nil {
+		return err
+	}
 	for _, q := range []string{
-		"DELETE FROM kept WHERE source = ?1 AND born = ?2",
 		"UPDATE kept SET died = ?2 WHERE source = ?1 AND died = 0 AND born > ?3",
 		`INSERT INTO kept (source, key, born, died, value) SELECT source, key, ?2, 0, value FROM kept
 			WHERE source = ?1 AND born <= ?3 AND died > ?3`,
