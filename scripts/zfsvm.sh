@@ -8,7 +8,7 @@
 #	scripts/zfsvm.sh shell              a shell in it, beside a pool and an S3 server
 #
 # ZFS=2.1 takes that version instead of 2.3; other flags: ZFSVM_FLAGS="-memory 4096 -v". For more
-# seeds of a test of random trees: ZFSVM_FLAGS="-run TestZFSRandom -arg -seeds=20", and its package.
+# seeds of a test of random trees: ZFSVM_FLAGS="-run TestZFSRandom -arg -zfs-seeds=20", and its package.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin

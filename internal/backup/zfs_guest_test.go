@@ -5,6 +5,7 @@ package backup_test
 import (
 	"bytes"
 	"encoding/binary"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -27,29 +28,31 @@ import (
 	"github.com/secrate/secrate/testenv/zfspool"
 )
 
+var zfsSeedsFlag = flag.Int("zfs-seeds", len(zfsKindsOfFS), "how many seeds TestZFSRandom tries beside those it found")
+
 // foundZFSSeeds once failed.
-var foundZFSSeeds = []uint64{}
+var foundZFSSeeds = []uint64{1795617182538310627}
 
 // zfsKindsOfFS are the file systems of TestZFSRandom. A seed has the one at the index that
 // is its remainder, so that as many seeds in a row have all of them.
 var zfsKindsOfFS = []struct {
 	name       string
 	properties []string
-	large      bool // records of more than 128K: what is received without -L cannot go on with it, nor the reverse
+	record     int64 // its recordsize
 }{
-	{"4K, lz4, attributes in the dnode", []string{"recordsize=4K", "compression=lz4", "xattr=sa", "acltype=posixacl", "dnodesize=auto"}, false},
-	{"128K, zstd, attributes in directories", []string{"recordsize=128K", "compression=zstd", "xattr=on", "acltype=posixacl"}, false},
-	{"1M, zstd, attributes in the dnode", []string{"recordsize=1M", "compression=zstd", "xattr=sa"}, true},
-	{"1M, lz4, attributes in directories", []string{"recordsize=1M", "compression=lz4", "xattr=on", "acltype=posixacl"}, true},
-	{"128K, uncompressed, attributes in the dnode", []string{"recordsize=128K", "compression=off", "xattr=sa", "acltype=posixacl"}, false},
+	{"4K, lz4, attributes in the dnode", []string{"recordsize=4K", "compression=lz4", "xattr=sa", "acltype=posixacl", "dnodesize=auto"}, 4 << 10},
+	{"128K, zstd, attributes in directories", []string{"recordsize=128K", "compression=zstd", "xattr=on", "acltype=posixacl"}, 128 << 10},
+	{"1M, zstd, attributes in the dnode", []string{"recordsize=1M", "compression=zstd", "xattr=sa"}, 1 << 20},
+	{"1M, lz4, attributes in directories", []string{"recordsize=1M", "compression=lz4", "xattr=on", "acltype=posixacl"}, 1 << 20},
+	{"128K, uncompressed, attributes in the dnode", []string{"recordsize=128K", "compression=off", "xattr=sa", "acltype=posixacl"}, 128 << 10},
 }
 
 // TestZFSRandom changes a real ZFS at random, takes a snapshot every few changes, and
 // ingests what zfs send makes of it. Every snapshot of the history is compared with the
-// mounted one, and so is what zfs receive makes of the same stream.
+// mounted one, and so is what zfs receive makes of the same stream, where it can.
 func TestZFSRandom(t *testing.T) {
 	seeds := slices.Clone(foundZFSSeeds)
-	for i := range *seedsFlag {
+	for i := range *zfsSeedsFlag {
 		seeds = append(seeds, uint64(time.Now().UnixNano())+uint64(i))
 	}
 	if *seedFlag != 0 {
@@ -58,7 +61,7 @@ func TestZFSRandom(t *testing.T) {
 	for _, seed := range seeds {
 		kind := zfsKindsOfFS[seed%uint64(len(zfsKindsOfFS))]
 		t.Run(fmt.Sprintf("%s/%d", kind.name, seed), func(t *testing.T) {
-			z := newZFSRandom(t, seed, kind.properties, kind.large)
+			z := newZFSRandom(t, seed, kind.properties, kind.record)
 			for _, round := range z.rounds() {
 				z.round(round)
 				if t.Failed() {
@@ -67,41 +70,52 @@ func TestZFSRandom(t *testing.T) {
 			}
 			z.compareRebuilt()
 			if t.Failed() {
-				log := z.gen.Log()
-				t.Logf("-seed=%d; the last operations:\n%s", seed, log[max(0, len(log)-6000):])
+				t.Logf("-seed=%d; the last operations:\n%s", seed, lastLines(z.gen.Log(), 60))
 			}
 		})
 	}
 }
 
+// lastLines returns the last n lines of a log, the middle of long ones cut out.
+func lastLines(log string, n int) string {
+	lines := strings.Split(strings.TrimSuffix(log, "\n"), "\n")
+	lines = lines[max(0, len(lines)-n):]
+	for i, l := range lines {
+		if len(l) > 160 {
+			lines[i] = l[:80] + "…" + l[len(l)-79:]
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
 // A zfsRandom is a file system under random change with its history.
 type zfsRandom struct {
 	*zfsCase
-	t     *testing.T
-	rng   *rand.Rand
-	gen   *treegen.Gen
-	pool  *zfspool.Pool
-	fs    *zfspool.Dataset
-	large bool
+	t      *testing.T
+	rng    *rand.Rand
+	gen    *treegen.Gen
+	pool   *zfspool.Pool
+	fs     *zfspool.Dataset
+	record int64
 
 	taken  int
 	copies int
-	copied *zfspool.Dataset // what zfs receive made
-	last   *zfsSnapshot     // nil before the first
-	older  *zfsSnapshot     // the one before it, if it is there
+	last   *zfsSnapshot // nil before the first
+	older  *zfsSnapshot // the one before it, if it is there
 	all    []*zfsSnapshot
 }
 
 // A zfsSnapshot was taken and is in the history.
 type zfsSnapshot struct {
-	name string // after the @
-	seq  uint64
-	want []manifest.Entry
+	name   string // after the @
+	seq    uint64
+	want   []manifest.Entry
+	copied *zfspool.Dataset // where zfs receive made it
 }
 
-func newZFSRandom(t *testing.T, seed uint64, properties []string, large bool) *zfsRandom {
+func newZFSRandom(t *testing.T, seed uint64, properties []string, record int64) *zfsRandom {
 	pool := zfspool.New(t, zfspool.Options{FS: properties})
-	z := &zfsRandom{zfsCase: &zfsCase{fixture: newFixture(t)}, t: t, rng: rand.New(rand.NewPCG(seed, 1)), pool: pool, large: large}
+	z := &zfsRandom{zfsCase: &zfsCase{fixture: newFixture(t)}, t: t, rng: rand.New(rand.NewPCG(seed, 1)), pool: pool, record: record}
 	// The mount point is its own, so that it stays when the dataset has another name.
 	dir := filepath.Join(t.TempDir(), "fs")
 	z.fs = pool.Create(t, "fs", "mountpoint="+dir)
@@ -141,7 +155,8 @@ func (z *zfsRandom) round(what string) {
 	case "reimport":
 		z.pool.Reimport(z.t)
 	case "older":
-		if z.older != nil {
+		// Of two snapshots without a change between them the state is the later one's.
+		if z.older != nil && z.older.seq != z.last.seq {
 			from = z.older
 		}
 	}
@@ -185,7 +200,6 @@ func (z *zfsRandom) rollback() {
 		z.snapshot(z.last, z.fs.Name+"@"+z.last.name)
 	}
 	zfspool.Run(z.t, "zfs", "rollback", "-r", z.fs.Name+"@"+base.name)
-	zfspool.Run(z.t, "zfs", "rollback", "-r", z.copied.Name+"@"+base.name)
 	z.last, z.older = base, older
 }
 
@@ -238,15 +252,31 @@ func (z *zfsRandom) snapshot(from *zfsSnapshot, base string) {
 	}
 	z.compare(z.cat, src, s)
 
-	if z.large && len(flags) == 0 { // what was received has large blocks
-		stream = z.send(full, base, []string{"-L", "-e"})
+	if again := receivable(flags, z.record); !slices.Equal(again, flags) {
+		stream = z.send(full, base, again)
 	}
-	z.receive(stream, from)
-	if d := manifest.Diff(s.want, z.scan(z.copied, s.name), manifest.Ignore{}); len(d) > 0 {
+	z.receive(stream, from, s)
+	if d := manifest.Diff(s.want, z.scan(s.copied, s.name), manifest.Ignore{}); len(d) > 0 {
 		z.t.Errorf("what zfs receive made of %s:\n%s", s.name, manifest.Report(d, 10))
 	}
 	z.all = append(z.all, s)
 	z.last, z.older = s, z.last
+}
+
+// receivable are the flags of a stream that zfs receive makes the snapshot of, in place of
+// flags. It does not take a spill block for one that comes as WRITE_EMBEDDED, as -e sends
+// those that compress well: extended attributes are lost, and files with other attributes
+// there are not to be opened (up to 2.3.2 at least). And where there are records of more
+// than 128K all streams have to be sent with -L, or none.
+func receivable(flags []string, record int64) []string {
+	var out []string
+	if record > 128<<10 || slices.Contains(flags, "-L") {
+		out = append(out, "-L")
+	}
+	if slices.Contains(flags, "-c") {
+		out = append(out, "-c")
+	}
+	return out
 }
 
 func (z *zfsRandom) send(snapshot, base string, flags []string) []byte {
@@ -262,15 +292,17 @@ func (z *zfsRandom) send(snapshot, base string, flags []string) []byte {
 	return b.Bytes()
 }
 
-func (z *zfsRandom) receive(stream []byte, from *zfsSnapshot) {
+// receive gives a stream of s from another snapshot, or nil, to zfs receive.
+func (z *zfsRandom) receive(stream []byte, from, s *zfsSnapshot) {
 	z.t.Helper()
 	if from == nil {
 		z.copies++
-		z.copied = z.pool.Dataset(fmt.Sprintf("copy%d", z.copies))
+		s.copied = z.pool.Dataset(fmt.Sprintf("copy%d", z.copies))
 	} else {
-		zfspool.Run(z.t, "zfs", "rollback", "-r", z.copied.Name+"@"+from.name)
+		s.copied = from.copied
+		zfspool.Run(z.t, "zfs", "rollback", "-r", s.copied.Name+"@"+from.name)
 	}
-	if err := zfspool.Receive(bytes.NewReader(stream), "-u", "-o", "readonly=on", z.copied.Name); err != nil {
+	if err := zfspool.Receive(bytes.NewReader(stream), "-u", "-o", "readonly=on", s.copied.Name); err != nil {
 		z.t.Fatal(err)
 	}
 }
@@ -305,8 +337,39 @@ func (z *zfsRandom) compare(cat *catalog.DB, src catalog.Source, s *zfsSnapshot)
 			return x.Name == zpl.ACLXattr || x.Name == zfs.ProjectXattr // ours: Linux shows none
 		})
 	}
+	z.sameHoles(s.want, got)
 	if d := manifest.Diff(s.want, got, manifest.Ignore{DirSize: true, DirNlink: true}); len(d) > 0 {
 		z.t.Errorf("snapshot %s, #%d:\n%s", s.name, s.seq, manifest.Report(d, 10))
+	}
+}
+
+// sameHoles makes the extents of got those of want where they say the same. ZFS knows holes
+// by whole records, and in a file of one record, if its size is no power of two, none; the
+// history has a hole in a record where a file ended in the midst of it before it grew.
+func (z *zfsRandom) sameHoles(want, got []manifest.Entry) {
+	byPath := map[string]*manifest.Entry{}
+	for i := range got {
+		byPath[got[i].Path] = &got[i]
+	}
+	for i := range want {
+		w, g := &want[i], byPath[want[i].Path]
+		if g == nil || w.Size != g.Size {
+			continue
+		}
+		same := true
+		for _, x := range g.Extents {
+			for _, y := range w.Extents {
+				from, to := max(x.Offset, y.Offset), min(x.End(), y.End())
+				if from >= to || x.Hole == y.Hole {
+					continue
+				}
+				oneRecord := from/z.record == (to-1)/z.record
+				same = same && x.Hole && oneRecord && (to-from < z.record || w.Size <= z.record)
+			}
+		}
+		if same {
+			g.Extents = w.Extents
+		}
 	}
 }
 
@@ -375,20 +438,21 @@ func (v *zfsVolume) change(n int) {
 	}
 	defer f.Close()
 	for range n {
-		const sector = 4096
+		const (
+			sector    = 4096
+			discarded = 64 << 10
+		)
 		off := v.rng.IntN(len(v.image)/sector) * sector
 		part := v.image[off:min(off+sector*(1+v.rng.IntN(64)), len(v.image))]
 		switch v.rng.IntN(5) {
-		case 0:
+		case 0: // whole blocks of the volume only: of others ZFS leaves what it likes
+			off &^= discarded - 1
+			part = v.image[off:min(off+discarded*(1+v.rng.IntN(4)), len(v.image))]
 			clear(part)
-			at := [2]uint64{uint64(off), uint64(len(part))}
-			var b [16]byte
-			binary.NativeEndian.PutUint64(b[:], at[0])
-			binary.NativeEndian.PutUint64(b[8:], at[1])
 			if err := f.Sync(); err != nil {
 				v.t.Fatal(err)
 			}
-			if err := discard(f, &b); err != nil {
+			if err := discard(f, uint64(off), uint64(len(part))); err != nil {
 				v.t.Fatal(err)
 			}
 			continue
@@ -472,10 +536,11 @@ func differAt(a, b []byte) int {
 	return min(len(a), len(b))
 }
 
-// discard is the ioctl BLKDISCARD of a range: its offset and length.
-func discard(f *os.File, r *[16]byte) error {
-	const blkDiscard = 0x1277
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), blkDiscard, uintptr(unsafe.Pointer(r))); errno != 0 {
+// discard gives a range of a block device back.
+func discard(f *os.File, off, n uint64) error {
+	const blkDiscard = 0x1277 // BLKDISCARD of linux/fs.h
+	r := [2]uint64{off, n}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), blkDiscard, uintptr(unsafe.Pointer(&r))); errno != 0 {
 		return fmt.Errorf("discard: %w", errno)
 	}
 	return nil

@@ -28,7 +28,7 @@ func main() {
 	run := fs.String("run", "", "of test: run only tests whose names match this `regexp`")
 	timeout := fs.Duration("timeout", 15*time.Minute, "of test: time limit of the tests of each package")
 	var args []string
-	fs.Func("arg", "of test: `argument` for the tests, such as -seeds=20; more than once for more", func(s string) error {
+	fs.Func("arg", "of test: `argument` for the tests, such as -seed=5; more than once for more", func(s string) error {
 		args = append(args, s)
 		return nil
 	})
