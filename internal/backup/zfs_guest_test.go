@@ -30,7 +30,7 @@ import (
 
 var zfsSeedsFlag = flag.Int("zfs-seeds", len(zfsKindsOfFS), "how many seeds TestZFSRandom tries beside those it found")
 
-// foundZFSSeeds once failed.
+// foundZFSSeeds once failed. What a seed does depends on the file systems below, too.
 var foundZFSSeeds = []uint64{1795617182538310627}
 
 // zfsKindsOfFS are the file systems of TestZFSRandom. A seed has the one at the index that
@@ -52,8 +52,9 @@ var zfsKindsOfFS = []struct {
 // mounted one, and so is what zfs receive makes of the same stream, where it can.
 func TestZFSRandom(t *testing.T) {
 	seeds := slices.Clone(foundZFSSeeds)
+	now := uint64(time.Now().UnixNano())
 	for i := range *zfsSeedsFlag {
-		seeds = append(seeds, uint64(time.Now().UnixNano())+uint64(i))
+		seeds = append(seeds, now+uint64(i))
 	}
 	if *seedFlag != 0 {
 		seeds = []uint64{*seedFlag}
@@ -265,8 +266,8 @@ func (z *zfsRandom) snapshot(from *zfsSnapshot, base string) {
 
 // receivable are the flags of a stream that zfs receive makes the snapshot of, in place of
 // flags. It does not take a spill block for one that comes as WRITE_EMBEDDED, as -e sends
-// those that compress well: extended attributes are lost, and files with other attributes
-// there are not to be opened (up to 2.3.2 at least). And where there are records of more
+// those that compress well: extended attributes are lost, and files that have other
+// attributes there, too, cannot be looked at any more (2.3.2). And where there are records of more
 // than 128K all streams have to be sent with -L, or none.
 func receivable(flags []string, record int64) []string {
 	var out []string
@@ -373,12 +374,15 @@ func (z *zfsRandom) sameHoles(want, got []manifest.Entry) {
 	}
 }
 
-// compareRebuilt compares all with a catalog made from what is stored.
+// compareRebuilt compares some of all with a catalog made from what is stored, the last
+// among them.
 func (z *zfsRandom) compareRebuilt() {
 	z.t.Helper()
 	rebuilt, src := z.rebuilt()
-	for _, s := range z.all {
-		z.compare(rebuilt, src, s)
+	for i, s := range z.all {
+		if (len(z.all)-1-i)%4 == 0 {
+			z.compare(rebuilt, src, s)
+		}
 	}
 }
 
