@@ -19,8 +19,9 @@ type Unit struct {
 	Parent *[16]byte     // what it starts from; nil for a full one
 	Time   filetree.Time // of the snapshot; zero if the stream does not say
 	// StateKey is set for units that need more than what manifests tell of the one
-	// before. Under this key of what is kept they leave their GUID. A full one is
-	// compared with what there is; others replace it.
+	// before. Under this key of what is kept they leave their GUID, and behind it those
+	// of snapshots that leave the same. A full one is compared with what there is; others
+	// replace it.
 	StateKey []byte
 	// Apply brings the unit into u. unknown are the paths of which the stream does not
 	// say enough. before is what was handed on with the snapshot that it starts from, nil
@@ -162,7 +163,8 @@ func guidText(g [16]byte) string {
 func (j *Job) handedOn(source catalog.Source, unit *Unit, base s3history.Snapshot) ([]byte, error) {
 	if unit.StateKey != nil {
 		kept, err := j.w.KeptAt(source, base.Seq, unit.StateKey)
-		if err == nil && string(kept) != string(unit.Parent[:]) {
+		same := slices.Collect(slices.Chunk(kept, len(unit.Parent)))
+		if err == nil && !slices.ContainsFunc(same, func(g []byte) bool { return string(g) == string(unit.Parent[:]) }) {
 			err = fmt.Errorf("stream of %s starts from #%d, snapshot %s, of which this machine does not remember enough: %w", unit.Name, base.Seq, base.Info.Origin, ErrState)
 		}
 		return nil, err

@@ -144,7 +144,7 @@ func (a *applier) begin() error {
 	if err != nil {
 		return err
 	}
-	if from := GUID(a.unit.FromGUID); string(have) != string(from[:]) {
+	if !stateOf(have, GUID(a.unit.FromGUID)) {
 		return fmt.Errorf("zfs: %s starts from the snapshot with GUID %d: %w", a.unit.Name, a.unit.FromGUID, ErrState)
 	}
 	return nil
@@ -521,7 +521,15 @@ func (a *applier) finish(ctx context.Context) error {
 		}
 	}
 	guid := GUID(a.unit.ToGUID)
-	return a.tree.Keep(StateKey, guid[:])
+	state := guid[:]
+	if a.res.Counts == [numTypes]int64{} && !a.full { // the unit has no records: nothing has changed
+		before, err := a.tree.Kept(StateKey)
+		if err != nil {
+			return err
+		}
+		state = append(state, before[:min(len(before), maxSame*len(guid))]...)
+	}
+	return a.tree.Keep(StateKey, state)
 }
 
 // root makes sure that there is one, and that it is the root of the tree.

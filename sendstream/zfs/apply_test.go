@@ -366,3 +366,33 @@ func TestApplyVolume(t *testing.T) {
 		t.Errorf("a volume too large: %v", err)
 	}
 }
+
+// TestApplySame starts a unit from a snapshot after which a unit without a record came: what
+// the one left is what the other has left.
+func TestApplySame(t *testing.T) {
+	one := newSimSet(34, 5)
+	two := one.clone()
+	two.objects[34].ctime++
+	m, err := apply(t, newModel(), one.send(nil, 1, 0, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for to := uint64(2); to < 5; to++ {
+		empty := newStream(FeatureLargeDnode, u64(40, to), u64(48, to-1)).end()
+		if m, err = apply(t, m, empty); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for from := uint64(1); from < 5; from++ {
+		if _, err := apply(t, m, two.send(one, 9, from, false)); err != nil {
+			t.Errorf("from %d: %v", from, err)
+		}
+	}
+	after, err := apply(t, m, two.send(one, 9, 2, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := apply(t, after, two.send(one, 10, 2, false)); !errors.Is(err, ErrState) {
+		t.Errorf("from what has changed since: error is %v, want ErrState", err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -64,7 +65,21 @@ const (
 
 // StateKey is the key under which Apply keeps the GUID of the snapshot whose state it has
 // left, as [GUID] returns it: an incremental unit starts from that one or not at all.
+// Behind it, newest first, are those of snapshots before it that had the very same state.
 var StateKey = []byte("G")
+
+// maxSame bounds the snapshots that are remembered to have the same state.
+const maxSame = 1024
+
+// stateOf reports whether what is kept under StateKey says that it is the state of guid.
+func stateOf(kept []byte, guid [16]byte) bool {
+	for same := range slices.Chunk(kept, len(guid)) {
+		if string(same) == string(guid[:]) {
+			return true
+		}
+	}
+	return false
+}
 
 // GUID returns the 16 bytes by which a snapshot of ZFS is known in a history: 8 zeros and
 // its GUID in big endian.
