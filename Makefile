@@ -8,7 +8,7 @@ DESTDIR  ?=
 FUZZTIME ?= 30s
 BIN      := bin/secrate
 
-.PHONY: build install check test race fuzz test-all bench demo docs clean help
+.PHONY: build install check test test-zfs race fuzz test-all zfs-vm bench demo docs clean help
 .DEFAULT_GOAL := build
 
 build: ## the command, bin/secrate: one static file, without this machine's paths in it
@@ -25,13 +25,16 @@ install: build docs ## the command, man pages and completions, below PREFIX (/us
 check: ## format, vet, staticcheck, go.mod, imports
 	@bad=$$(gofmt -l .); test -z "$$bad" || { echo "gofmt -w these:"; echo "$$bad"; exit 1; }
 	go vet ./...
-	go vet -tags secrate_crash,minio ./...
+	go vet -tags secrate_crash,minio,zfs,zfsvm ./...
 	go tool staticcheck ./...
 	go mod tidy -diff
 	go test ./internal/archtest
 
 test: ## every test that needs no virtual machine; as root, those on real file systems too
 	scripts/test.sh -timeout 20m ./...
+
+test-zfs: ## the tests that need OpenZFS, in a virtual machine that is made first: 7 minutes, once
+	scripts/zfsvm.sh test
 
 race: ## the tests with the race detector, which needs a C compiler
 	CGO_ENABLED=1 scripts/test.sh -race -timeout 60m ./...
@@ -41,6 +44,9 @@ fuzz: ## every fuzz target, FUZZTIME (30s) each
 
 test-all: ## test, and the same suite against MinIO
 	scripts/test.sh -tags minio -timeout 40m ./...
+
+zfs-vm: ## a shell in that virtual machine, beside a pool, an S3 server and secrate
+	scripts/zfsvm.sh shell
 
 bench: build ## the figures, beside restic's and borg's where they are installed
 	scripts/bench.sh

@@ -1,10 +1,13 @@
 package s3history
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +25,7 @@ import (
 //	pack-<sha>.new   written before the pack is put: it may be in the store
 //	pack-<sha>.done  renamed after: it is
 //	segment-<sha>    a manifest segment that is in the store
+//	kept-<source>    what Update.Keep has kept with the snapshot of commit-<source>
 //	commit-<source>  the root that is about to be put: the snapshot is as good as made
 //
 // Losing a pack file costs an upload, losing a commit file (to a power cut, before it
@@ -168,7 +172,19 @@ func (j *journal) load(ctx context.Context, s store.Store, cat *catalog.DB) erro
 			}
 		}
 	}
-	return errors.Join(j.dropSegments(), j.dropKnown(cat))
+	return errors.Join(j.dropSegments(), j.dropKept(), j.dropKnown(cat))
+}
+
+// dropKept removes what was kept without coming to a commit: it must not go with another.
+func (j *journal) dropKept() error {
+	names, err := filepath.Glob(filepath.Join(j.dir, "kept-*"))
+	for _, name := range names {
+		ident := strings.TrimPrefix(filepath.Base(name), "kept-")
+		if _, serr := os.Stat(filepath.Join(j.dir, "commit-"+ident)); errors.Is(serr, fs.ErrNotExist) {
+			err = errors.Join(err, j.remove("kept-"+ident))
+		}
+	}
+	return err
 }
 
 // dropSegments removes the segments that no commit waits for: they are sealed anew
@@ -272,6 +288,57 @@ func (j *journal) findIn(all map[[16]byte]leftoverSlice, cat *catalog.DB, id [16
 	return []catalog.Part{{Length: int64(s.length), Pack: s.pack.id, Blob: s.blob, Offset: s.offset}}, nil
 }
 
+// writeKept makes the file of what an update has kept, before the commit file: without
+// that one nobody looks at it.
+func (j *journal) writeKept(ident string, rows iter.Seq2[catalog.Kept, error]) error {
+	f, err := os.OpenFile(filepath.Join(j.dir, "kept-"+ident), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	defer f.Close()
+	w := bufio.NewWriterSize(f, 64<<10)
+	e := encMode.NewEncoder(w)
+	for k, err := range rows {
+		if err == nil {
+			err = e.Encode([2][]byte{k.Key, k.Value})
+		}
+		if err != nil {
+			return fmt.Errorf("journal: %w", err)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	crashpoint.Here("journal kept")
+	return nil
+}
+
+// kept calls row with what writeKept has written; there may be no such file.
+func (j *journal) kept(ident string, row func(key, value []byte) error) error {
+	f, err := os.Open(filepath.Join(j.dir, "kept-"+ident))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	defer f.Close()
+	d := decMode.NewDecoder(bufio.NewReaderSize(f, 64<<10))
+	for {
+		var k [2][]byte
+		if err := d.Decode(&k); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("journal: kept-%s: %w", ident, err)
+		}
+		if err := row(k[0], k[1]); err != nil {
+			return err
+		}
+	}
+}
+
 // commits returns the snapshots that were as good as made.
 func (j *journal) commits() ([]commitFile, error) {
 	names, err := filepath.Glob(filepath.Join(j.dir, "commit-*"))
@@ -304,7 +371,7 @@ func (j *journal) segment(name []byte) ([]byte, error) {
 // committed forgets what the catalog has now. The commit file goes first; what a crash
 // leaves of the others is content that is known twice.
 func (j *journal) committed(ident string) error {
-	if err := j.remove("commit-" + ident); err != nil {
+	if err := errors.Join(j.remove("commit-"+ident), j.remove("kept-"+ident)); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	j.mu.Lock()
@@ -344,5 +411,5 @@ func (j *journal) rolledBack() error {
 			return err
 		}
 	}
-	return j.dropSegments()
+	return errors.Join(j.dropSegments(), j.dropKept())
 }

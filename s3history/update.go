@@ -66,6 +66,9 @@ type Update struct {
 	notes   map[string][]byte        // that SetNote was given
 	write   writeBuffer
 	closed  bool
+
+	nameless bool // nodes are ended by EndNode and not with their last name
+	keeps    bool // Keep was called
 }
 
 type cachedAttr struct {
@@ -84,6 +87,7 @@ func (u *Update) start(seq uint64) {
 	u.packer = u.w.newPacker(u.ctx, u.source.Name, seq)
 	u.segments, u.packs, u.stats, u.flags = nil, packSum{}, stats{}, 0
 	u.recs = recorder{cost: u.packCost}
+	u.nameless, u.keeps = false, false
 	u.touched = u.touched[:0]
 	u.added, u.linked, u.unsaid = nil, map[filetree.NodeID]bool{}, map[catalog.Entry]bool{}
 	u.uids, u.gids = map[uint32]bool{}, map[uint32]bool{}
@@ -217,6 +221,9 @@ func (u *Update) Clear() error {
 func (u *Update) Revert(seq uint64) error {
 	if seq == u.head.Seq {
 		return nil
+	}
+	if err := u.v.RevertKept(seq); err != nil {
+		return err
 	}
 	old := u.w.cat.At(u.source.ID, seq)
 	nodes, err := u.v.ChangedSince(seq)
@@ -440,15 +447,26 @@ func (u *Update) end(n filetree.NodeID) error {
 	if err != nil {
 		return err
 	}
-	delete(u.attrs, n)
+	if c := u.attrs[n]; c != nil {
+		a = c.Attr
+		delete(u.attrs, n)
+	}
 	if err := u.v.EndNode(n); err != nil {
 		return err
+	}
+	if n >= u.first && !u.told(n, &a) {
+		return nil
 	}
 	u.recs.node(n).End = true
 	if a.Kind != filetree.Dir {
 		u.stats.Files++
 	}
 	return u.maybeFlush()
+}
+
+// told reports whether there may be records of a node that is new in this snapshot.
+func (u *Update) told(n filetree.NodeID, a *filetree.Attr) bool {
+	return a.Size > 0 || u.punched[n] || u.linked[n] || u.isAdded(n)
 }
 
 // A Piece is the new content of a range of a file: its Items one after the other.
@@ -1204,7 +1222,7 @@ func (u *Update) finishNode(n filetree.NodeID) error {
 	} else if err != nil {
 		return err
 	}
-	if n != filetree.RootNode {
+	if n != filetree.RootNode && !u.nameless {
 		names, err := u.v.Entries(n, 1)
 		if err != nil {
 			return err
@@ -1213,7 +1231,7 @@ func (u *Update) finishNode(n filetree.NodeID) error {
 			if was && a.Kind != filetree.Dir {
 				u.stats.Files++
 			}
-			if was || a.Size > 0 || u.punched[n] || u.linked[n] || u.isAdded(n) { // else no manifest speaks of it
+			if was || u.told(n, &a) {
 				u.recs.node(n).End = true
 			}
 			if err := u.v.EndNode(n); err != nil {
@@ -1357,6 +1375,12 @@ func (u *Update) commit(flags uint64) (Snapshot, error) {
 	}
 	wasPartial := u.head.Partial && flags&flagPartial == 0
 	if len(u.recs.nodes) == 0 && len(u.segments) == 0 && u.head.Seq > 0 && !wasPartial {
+		if u.keeps {
+			// The next stream starts from this one, whatever it is called here.
+			if err := errors.Join(u.v.KeepBefore(), u.w.cat.Commit()); err != nil {
+				return Snapshot{}, err
+			}
+		}
 		return Snapshot{}, ErrUnchanged
 	}
 	if u.recs.size > min(inlineSize, u.w.opts.segmentSize()) {

@@ -172,6 +172,9 @@ func (w *Writer) recover(ctx context.Context, c commitFile) ([]Snapshot, error) 
 	if err != nil {
 		return nil, err
 	}
+	if err := w.journal.kept(c.Ident, w.cat.At(source.ID, c.Seq).Keep); err != nil {
+		return nil, err
+	}
 	for name, v := range c.Notes {
 		if err := w.SetNote(source, name, v); err != nil {
 			return nil, err
@@ -457,6 +460,11 @@ func (w *Writer) commit(ctx context.Context, u *Update, r *root) (Snapshot, erro
 	b, err := encMode.Marshal(&c)
 	if err != nil {
 		return Snapshot{}, err
+	}
+	if u.keeps {
+		if err := w.journal.writeKept(u.source.Ident, u.v.KeptChanges()); err != nil {
+			return Snapshot{}, err
+		}
 	}
 	// From here on the snapshot is decided: whatever happens, Recover completes it.
 	if err := w.journal.write("commit-"+u.source.Ident, b, true); err != nil {

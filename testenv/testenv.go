@@ -1,6 +1,7 @@
 // Package testenv and the packages below it give tests real things to work on:
-// file systems mounted from loop devices (loopfs), trees under random change
-// (treegen), exact descriptions of trees (manifest).
+// file systems mounted from loop devices (loopfs), a virtual machine with OpenZFS
+// (zfsvm) and pools in it (zfspool), trees under random change (treegen), exact
+// descriptions of trees (manifest).
 //
 // # What is missing
 //

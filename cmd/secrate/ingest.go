@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -12,25 +10,33 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/secrate/secrate/internal/backup"
-	"github.com/secrate/secrate/internal/btrfsvolume"
 	"github.com/secrate/secrate/internal/config"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/progress"
-	stream "github.com/secrate/secrate/sendstream/btrfs"
 )
 
 func newIngest(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ingest NAME",
-		Short: "Bring a Btrfs send stream into the history",
-		Long: `Read Btrfs send streams from standard input, full or incremental, of version 1 to
-3, one or several behind one another, and make every snapshot in them a point in
-time of the history of NAME, which was made with secrate source add --mode stream.
-The machine that sends needs nothing of secrate.
+		Short: "Bring a send stream of Btrfs or ZFS into the history",
+		Long: `Read send streams from standard input, full or incremental, one or several behind
+one another, and make every snapshot in them a point in time of the history of NAME,
+which was made with secrate source add --mode stream. The machine that sends needs
+nothing of secrate, and this one neither Btrfs nor ZFS.
 
 An incremental stream starts from a snapshot that the history must have. One that
-the history has already is passed over, so the same stream may come twice. The time
-of a snapshot is that of its arrival: a stream does not say when it was taken.
+the history has already is passed over, so the same stream may come twice.
+
+Btrfs: versions 1 to 3, with data. The time of a snapshot is that of its arrival: a
+stream does not say when it was taken.
+
+ZFS: whatever zfs send writes of a file system or a volume, also with -L, -e, -c, -p
+and -I, but not -w of an encrypted dataset (load its key and leave -w out), nor
+--redact, -t or -D. Of a package (-R) the first dataset is taken; the others are
+named. The time of a snapshot is its own. Of a volume the history has one file,
+called volume. Patterns of excludes are not possible. What a later stream needs is
+remembered in the catalog alone: after secrate catalog rebuild the next stream has to
+be a full one, of which only what is not known is uploaded.
 
 Where something is excluded, a stream may name a file by an excluded name that has
 another one, too. Which do is known to the catalog alone: after secrate catalog
@@ -48,8 +54,9 @@ Exit statuses:
        of it is, but for what was excluded when it came
     2  usage, such as a terminal as standard input
     3  nothing of it could be brought into the history`,
-		Example: `  btrfs send /mnt/pool/snap1 | secrate ingest nas
-  ssh nas btrfs send -p /pool/snap1 /pool/snap2 | secrate ingest nas`,
+		Example: `  ssh nas btrfs send -p /pool/snap1 /pool/snap2 | secrate ingest nas
+  ssh nas zfs send -L -e tank/home@mon | secrate ingest home
+  ssh nas zfs send -L -e -i @mon tank/home@tue | secrate ingest home`,
 		Args:              arguments(1, 1, "the name of a source"),
 		ValidArgsFunction: a.completeSources,
 	}
@@ -74,7 +81,7 @@ func (a *app) ingest(ctx context.Context, name string, wait time.Duration) error
 		return &usageError{fmt.Sprintf("source %s takes its own snapshots", name), "secrate snap " + name + "; a source for streams is made by secrate source add NAME --mode stream"}
 	}
 	if progress.IsTerminal(a.stdin) {
-		return &usageError{"standard input is a terminal, not a send stream", "btrfs send SNAPSHOT | secrate ingest " + name}
+		return &usageError{"standard input is a terminal, not a send stream", "zfs send SNAPSHOT | secrate ingest " + name + ", or btrfs send"}
 	}
 	command := "ingest " + name
 	lock, err := s.lock(ctx, command, wait)
@@ -95,7 +102,11 @@ func (a *app) ingest(ctx context.Context, name string, wait time.Duration) error
 	n, err := in.all(ctx)
 	in.watch.done(err)
 	if err == nil {
-		if in.unread {
+		if len(in.passed) > 0 {
+			a.fail(ctx, hinted(fmt.Errorf("%s: the stream has other datasets, too, which were passed over: %s", name, progress.Printable(strings.Join(in.passed, ", "))),
+				"each is a source of its own: zfs send without -R, into secrate ingest of another source"))
+		}
+		if in.unread || len(in.passed) > 0 {
 			return exitError(exitPartly)
 		}
 		return nil
@@ -125,7 +136,8 @@ type ingest struct {
 	src    *config.Source
 	out    io.Writer
 	watch  *sourceWatch
-	unread bool // something is not known for want of it in the stream
+	unread bool     // something is not known for want of it in the stream
+	passed []string // other datasets in a ZFS stream
 }
 
 // all ingests every unit of standard input. It returns how many of them are in the
@@ -135,8 +147,7 @@ func (in *ingest) all(ctx context.Context) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	units := stream.NewUnits(bufio.NewReaderSize(&interruptible{ctx, in.a.stdin, in.watch}, 1<<20))
-	for unit, err := range units.All() {
+	for unit, err := range in.units(&interruptible{ctx, in.a.stdin, in.watch}) {
 		if err != nil {
 			return n, in.explain(err)
 		}
@@ -148,17 +159,13 @@ func (in *ingest) all(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
-func (in *ingest) unit(ctx context.Context, j *backup.Job, unit *stream.Unit) error {
+func (in *ingest) unit(ctx context.Context, j *backup.Job, unit backup.Unit) error {
 	before, err := in.wr.head(in.src.Name)
 	if err != nil {
 		return err
 	}
 	var res backup.Result
-	err = j.Ingest(ctx, btrfsvolume.UnitOf(unit, func(paths []string) {
-		if len(in.src.Exclude) > 0 {
-			in.a.warn("%s: directories were moved; what is no longer excluded below them is not in the history until a full stream brings it: %s", in.src.Name, progress.Printable(strings.Join(paths, ", ")))
-		}
-	}), filetree.TimeOf(time.Now()), &res)
+	err = j.Ingest(ctx, unit, filetree.TimeOf(time.Now()), &res)
 	in.unread = in.a.reportUnread(in.src.Name, res) || in.unread
 	if err != nil {
 		return err
@@ -177,28 +184,6 @@ func (in *ingest) unit(ctx context.Context, j *backup.Job, unit *stream.Unit) er
 	}
 	in.a.recordSuccess(in.s, head, sent)
 	return nil
-}
-
-// explain adds to an error what can be done.
-func (in *ingest) explain(err error) error {
-	switch {
-	case errors.Is(err, stream.ErrEmpty):
-		return hinted(err, "did the command that sends fail? set -o pipefail shows it")
-	case errors.Is(err, stream.ErrMagic):
-		return hinted(err, "is it compressed? pipe it through zstd -d or the like first")
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return hinted(fmt.Errorf("the stream is cut: %w", err), "send it again; of this snapshot nothing was kept")
-	case errors.Is(err, backup.ErrNames):
-		return hinted(err, "send this snapshot as a full stream, without -p")
-	case errors.Is(err, backup.ErrBase):
-		return hinted(err, "send a full stream, without -p, or one that starts from a snapshot the history has")
-	}
-	if _, ok := errors.AsType[*stream.FormatError](err); ok && errors.Is(err, filetree.ErrNotExist) {
-		return hinted(err, "the history lacks what was no longer excluded since, or is not of the same tree: send this snapshot as a full stream, without -p")
-	} else if ok {
-		return hinted(err, "send it again; of this snapshot nothing was kept")
-	}
-	return err
 }
 
 // interruptible reads standard input until ctx ends, and shows how much came.

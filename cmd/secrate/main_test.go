@@ -76,6 +76,7 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
 			env.Setenv("SECRATE_STATE", filepath.Join(env.WorkDir, "state"))
 			env.Setenv("TZ", "UTC")
 			env.Setenv("CORPUS", corpus)
+			env.Setenv("ZFS_CORPUS", filepath.Join(corpus, "../../../zfs/zpl/testdata/corpus"))
 			if setup != nil {
 				return setup(env)
 			}
@@ -87,14 +88,19 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
 	})
 }
 
-// stream OUT CASE/STREAM… writes recorded send streams, one behind the other.
+// stream OUT CASE/STREAM… writes recorded send streams, one behind the other; those of ZFS
+// are called zfs:CASE/STREAM.
 func recorded(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: stream OUT CASE/STREAM...")
 	}
 	var all []byte
 	for _, name := range args[1:] {
-		f, err := os.Open(filepath.Join(ts.Getenv("CORPUS"), name+".bsend.zst"))
+		path := filepath.Join(ts.Getenv("CORPUS"), name+".bsend.zst")
+		if zfs, ok := strings.CutPrefix(name, "zfs:"); ok {
+			path = filepath.Join(ts.Getenv("ZFS_CORPUS"), zfs+".zsend.zst")
+		}
+		f, err := os.Open(path)
 		ts.Check(err)
 		r, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1))
 		ts.Check(err)

@@ -115,7 +115,7 @@ func (a *app) addSource(ctx context.Context, src config.Source, wait time.Durati
 		return err
 	}
 	if src.Mode == config.Stream {
-		fmt.Fprintf(a.stdout, "%s: added; feed it with: btrfs send SNAPSHOT | secrate ingest %s\n", src.Name, src.Name)
+		fmt.Fprintf(a.stdout, "%s: added; feed it with: zfs send SNAPSHOT | secrate ingest %s, or btrfs send\n", src.Name, src.Name)
 	} else {
 		fmt.Fprintf(a.stdout, "%s: added, the Btrfs subvolume %s; keep it with: secrate snap %s\n", src.Name, progress.Printable(src.Path), src.Name)
 	}

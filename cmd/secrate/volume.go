@@ -26,7 +26,7 @@ func notYet(m config.Mode) error {
 	return hinted(fmt.Errorf("%s cannot be kept by this version of secrate yet", what), "%s", notYetHint)
 }
 
-const notYetHint = "Btrfs subvolumes can, and with --mode stream whatever secrate ingest is given as a Btrfs send stream"
+const notYetHint = "Btrfs subvolumes can, and with --mode stream whatever secrate ingest is given as a send stream of Btrfs or ZFS"
 
 // zfsMagic is the type that statfs(2) gives for ZFS.
 const zfsMagic = 0x2fc12fc1

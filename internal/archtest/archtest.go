@@ -67,6 +67,10 @@ var Rules = []Rule{
 
 	{"sendstream", nouns},
 	{"sendstream/sendtest", nouns},
+	// A ZFS stream is a format in formats: records, lists, the file system's own.
+	{"sendstream/zfs", join(nouns, "sendstream", "sendstream/zfs/*")},
+	{"sendstream/zfs/nvlist", nil},
+	{"sendstream/zfs/*", join(nouns, "sendstream/zfs/nvlist")},
 	{"sendstream/*", join(nouns, "sendstream")},
 
 	{"snapshot", nouns},
@@ -85,6 +89,7 @@ var Rules = []Rule{
 	{"internal/backup", join(nouns, join(leaves, contracts...)...)},
 	{"internal/restore", join(nouns, join(leaves, contracts...)...)},
 	// What joins the two implementations that one file system has.
+	{"internal/zfsvolume", join(nouns, "internal/backup", "s3history", "sendstream/zfs")},
 	{"internal/btrfsvolume", join(nouns, "internal/backup", "internal/config", "s3history", "sendstream/btrfs", "snapshot/btrfs")},
 	{"internal/daemon", join(nouns, join(leaves, join(contracts, "internal/backup", "internal/restore", "internal/web")...)...)},
 	{"internal/web", join(nouns, join(leaves, join(contracts, "internal/restore")...)...)},

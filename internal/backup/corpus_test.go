@@ -2,6 +2,7 @@ package backup_test
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -118,7 +119,7 @@ func (f *fixture) entries(cat *catalog.DB, source catalog.Source, seq uint64) []
 		if err != nil {
 			f.t.Fatal(err)
 		}
-		e := manifest.Entry{Path: path, Ino: uint64(n), Kind: a.Kind, Mode: a.Mode, UID: a.UID, GID: a.GID, Size: a.Size,
+		e := manifest.Entry{Path: path, Ino: cmp.Or(a.Ino, uint64(n)), Kind: a.Kind, Mode: a.Mode, UID: a.UID, GID: a.GID, Size: a.Size,
 			Nlink: uint64(max(1, len(names))), Mtime: a.Mtime, Ctime: a.Ctime, Otime: a.Btime, FSFlags: int64(a.Flags), Target: a.Target,
 			Major: a.Major, Minor: a.Minor, Xattrs: a.Xattrs}
 		if a.Kind != filetree.File && a.Kind != filetree.Dir {

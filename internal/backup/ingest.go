@@ -2,10 +2,12 @@ package backup
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/s3history"
 )
@@ -14,7 +16,13 @@ import (
 type Unit struct {
 	Name   string
 	GUID   [16]byte
-	Parent *[16]byte // what it starts from; nil for a full one
+	Parent *[16]byte     // what it starts from; nil for a full one
+	Time   filetree.Time // of the snapshot; zero if the stream does not say
+	// StateKey is set for units that need more than what manifests tell of the one
+	// before. Under this key of what is kept they leave their GUID, and behind it those
+	// of snapshots that leave the same. A full one is compared with what there is; others
+	// replace it.
+	StateKey []byte
 	// Apply brings the unit into u. unknown are the paths of which the stream does not
 	// say enough. before is what was handed on with the snapshot that it starts from, nil
 	// if nothing is known to have been; after is handed on, and not empty.
@@ -24,6 +32,10 @@ type Unit struct {
 // ErrBase is wrapped by Ingest when a stream starts from a snapshot that the history
 // does not have.
 var ErrBase = errors.New("the history does not have what the stream starts from")
+
+// ErrState is wrapped by Ingest when the history has what a stream starts from, but not
+// what is remembered of it beside the history: the catalog was rebuilt, perhaps.
+var ErrState = errors.New("a full stream makes it anew, and only what is not known yet is uploaded")
 
 // ErrNames is wrapped by Ingest when something is excluded in the snapshot that a stream
 // starts from, and which excluded names lead to files that are kept is not known: the
@@ -49,7 +61,15 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 		}
 		return lastIndex(known, func(s s3history.Snapshot) bool { return s.Info.GUID == g && !s.Partial })
 	}
-	if i := byGUID(unit.GUID); i >= 0 && unit.GUID != [16]byte{} {
+	stateless := false // there is nothing but a full stream to make the state anew
+	if n := len(known); n > 0 && unit.StateKey != nil && unit.Parent == nil {
+		kept, err := j.w.KeptAt(source, known[n-1].Seq, unit.StateKey)
+		if err != nil {
+			return err
+		}
+		stateless = kept == nil
+	}
+	if i := byGUID(unit.GUID); i >= 0 && unit.GUID != [16]byte{} && !stateless {
 		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("snapshot %s is in the history already, as #%d", unit.Name, known[i].Seq))
 		res.Unchanged = true
 		return nil
@@ -61,29 +81,30 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 		if i < 0 {
 			have := "nothing yet"
 			if n := len(known); n > 0 {
-				have = fmt.Sprintf("up to #%d, snapshot %s with UUID %x", known[n-1].Seq, known[n-1].Info.Origin, known[n-1].Info.GUID)
+				have = fmt.Sprintf("up to #%d, snapshot %s with %s", known[n-1].Seq, known[n-1].Info.Origin, guidText(known[n-1].Info.GUID))
 			}
-			return fmt.Errorf("stream of %s starts from the snapshot with UUID %x; source %s has %s: %w", unit.Name, *unit.Parent, j.o.Source, have, ErrBase)
+			return fmt.Errorf("stream of %s starts from the snapshot with %s; source %s has %s: %w", unit.Name, guidText(*unit.Parent), j.o.Source, have, ErrBase)
 		}
 		base = known[i].Seq
-		if before, err = j.w.Note(source, outsideNote(*unit.Parent)); err != nil {
+		if before, err = j.handedOn(source, &unit, known[i]); err != nil {
 			return err
-		}
-		if len(before) == 0 && len(known[i].Info.Exclude) > 0 {
-			return fmt.Errorf("stream of %s starts from #%d, snapshot %s: %w", unit.Name, base, known[i].Info.Origin, ErrNames)
 		}
 		if !slices.Equal(known[i].Info.Exclude, j.o.Exclude) {
 			j.o.Observer.Warn(j.o.Source, fmt.Sprintf("what is excluded has changed since #%d: what was until then and is no longer comes with a full stream", base))
 		}
+	}
+	if unit.Time != (filetree.Time{}) {
+		now = unit.Time
 	}
 	u, err := j.w.Begin(ctx, source, s3history.SnapshotInfo{Time: now, Origin: unit.Name, GUID: unit.GUID, Exclude: j.o.Exclude, Host: j.o.Host})
 	if err != nil {
 		return err
 	}
 	defer u.Abort()
-	if unit.Parent == nil {
+	switch {
+	case unit.Parent == nil && unit.StateKey == nil:
 		err = u.Clear()
-	} else {
+	case unit.Parent != nil:
 		err = u.Revert(base)
 	}
 	if err != nil {
@@ -98,8 +119,10 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 	if err != nil {
 		return err
 	}
-	if err := keep(u, unit.GUID, after); err != nil {
-		return err
+	if unit.StateKey == nil {
+		if err := keep(u, unit.GUID, after); err != nil {
+			return err
+		}
 	}
 	for _, p := range unknown {
 		res.fail(p, errors.New("it was excluded when its content came, or has content of a file that was: what is not known is not stored; a full stream brings what is no longer excluded"))
@@ -110,8 +133,13 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 		// Nothing is written, but a later stream may start from this one. What is excluded may
 		// have changed, and a crash before the alias leaves a note that nobody asks for.
 		res.Unchanged = true
-		if err := keep(sourceNotes{j.w, source}, unit.GUID, after); err != nil {
-			return err
+		if unit.StateKey == nil {
+			if err := keep(sourceNotes{j.w, source}, unit.GUID, after); err != nil {
+				return err
+			}
+		}
+		if unit.GUID == [16]byte{} { // it has none that another stream could start from
+			return nil
 		}
 		return j.w.SetAlias(source, unit.GUID, u.Head().Seq)
 	} else if err != nil {
@@ -119,6 +147,33 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 	}
 	res.Committed = append(res.Committed, s)
 	return nil
+}
+
+// guidText is a snapshot's identity as the tools of its file system show it: of ZFS, which
+// has 8 bytes, in decimal.
+func guidText(g [16]byte) string {
+	if [8]byte(g[:8]) == [8]byte{} {
+		return fmt.Sprintf("GUID %d", binary.BigEndian.Uint64(g[8:]))
+	}
+	return fmt.Sprintf("UUID %x", g)
+}
+
+// handedOn returns what was handed on with the snapshot that a unit starts from, after
+// making sure that what the unit needs of it is known.
+func (j *Job) handedOn(source catalog.Source, unit *Unit, base s3history.Snapshot) ([]byte, error) {
+	if unit.StateKey != nil {
+		kept, err := j.w.KeptAt(source, base.Seq, unit.StateKey)
+		same := slices.Collect(slices.Chunk(kept, len(unit.Parent)))
+		if err == nil && !slices.ContainsFunc(same, func(g []byte) bool { return string(g) == string(unit.Parent[:]) }) {
+			err = fmt.Errorf("stream of %s starts from #%d, snapshot %s, of which this machine does not remember enough: %w", unit.Name, base.Seq, base.Info.Origin, ErrState)
+		}
+		return nil, err
+	}
+	before, err := j.w.Note(source, outsideNote(*unit.Parent))
+	if err == nil && len(before) == 0 && len(base.Info.Exclude) > 0 {
+		err = fmt.Errorf("stream of %s starts from #%d, snapshot %s: %w", unit.Name, base.Seq, base.Info.Origin, ErrNames)
+	}
+	return before, err
 }
 
 func lastIndex[T any](s []T, f func(T) bool) int {

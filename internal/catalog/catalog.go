@@ -11,6 +11,7 @@
 //	content   content id -> parts
 //	packs     name, size, sealed key, table of blobs
 //	snapshots (source, seq) -> time, name, statistics, hash of the manifest
+//	kept      what a reader of streams remembers, and no manifest tells
 //
 // What no extent covers is a hole. A node's key holds its source in the upper bits,
 // so one file serves all sources of a writer (and a reader's all writers).
@@ -36,9 +37,9 @@ import (
 	"github.com/secrate/secrate/internal/filetree"
 )
 
-// schemaVersion is kept in the file's user_version. A catalog of another version is
-// not read but made anew.
-const schemaVersion = 1
+// schemaVersion is kept in the file's user_version. A catalog of version 1 gets what it
+// has not; one of another version is not read but made anew.
+const schemaVersion = 2
 
 const schema = `
 CREATE TABLE sources (
@@ -208,10 +209,17 @@ func (db *DB) setup(o Options) error {
 	if err != nil {
 		return failed(err)
 	}
-	if version == 0 && !o.ReadOnly {
-		if err := sqlitex.ExecuteScript(db.conn, schema+fmt.Sprintf("PRAGMA user_version = %d;", schemaVersion), nil); err != nil {
+	if version >= 0 && version < schemaVersion && !o.ReadOnly {
+		script := keptSchema + fmt.Sprintf("PRAGMA user_version = %d;", schemaVersion)
+		if version == 0 {
+			script = schema + script
+		}
+		if err := sqlitex.ExecuteScript(db.conn, script, nil); err != nil {
 			return failed(err)
 		}
+		version = schemaVersion
+	}
+	if version == 1 { // which a reader has no need to change
 		version = schemaVersion
 	}
 	if version != schemaVersion {

@@ -27,6 +27,10 @@ type Entry struct {
 	Name string
 }
 
+// A Kept is something that a reader of streams keeps beside a tree, for itself, under a
+// key in byte order.
+type Kept struct{ Key, Value []byte }
+
 // A Child is what an entry of a directory leads to.
 type Child struct {
 	Name string

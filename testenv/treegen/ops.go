@@ -431,10 +431,22 @@ func (g *Gen) doClone(src *entry, srcOff int64, dst *entry, dstOff, n int64) err
 	g.Note("clone %v [%d+%d] -> %v @%d", src, srcOff, n, dst, dstOff)
 	err := g.edit(src, func(s *os.File) error {
 		return g.edit(dst, func(d *os.File) error {
-			err := unix.IoctlFileCloneRange(int(d.Fd()), &unix.FileCloneRange{
-				Src_fd: int64(s.Fd()), Src_offset: uint64(srcOff), Src_length: uint64(n), Dest_offset: uint64(dstOff),
-			})
-			if !cannot(err) {
+			clone := func() error {
+				return unix.IoctlFileCloneRange(int(d.Fd()), &unix.FileCloneRange{
+					Src_fd: int64(s.Fd()), Src_offset: uint64(srcOff), Src_length: uint64(n), Dest_offset: uint64(dstOff),
+				})
+			}
+			err := error(unix.EINVAL)
+			if !g.zfs || src.n != dst.n {
+				err = clone()
+			}
+			if err == unix.EAGAIN { // ZFS clones only what it has written to disk
+				if err := settle(s); err != nil {
+					return err
+				}
+				err = clone()
+			}
+			if !cannot(err) && err != unix.EAGAIN {
 				return err
 			}
 			_, err = io.Copy(io.NewOffsetWriter(d, dstOff), io.NewSectionReader(s, srcOff, n))
@@ -442,6 +454,16 @@ func (g *Gen) doClone(src *entry, srcOff int64, dst *entry, dstOff, n int64) err
 		})
 	})
 	g.resize(dst.n, max(dst.n.size, dstOff+n))
+	return err
+}
+
+// settle has ZFS write to disk what f has in memory. Asking for a hole does that, as
+// only then it is known where the holes are; fsync(2) writes no more than a log.
+func settle(f *os.File) error {
+	_, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE)
+	if err == unix.ENXIO { // an empty file
+		return nil
+	}
 	return err
 }
 

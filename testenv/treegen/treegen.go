@@ -56,6 +56,10 @@ type Gen struct {
 	rng  *rand.Rand
 	log  strings.Builder
 	root *node
+	// On ZFS nothing is cloned from a file to itself. Up to OpenZFS 2.3.2 at least,
+	// the process then waits for ever for a lock that it holds, if the file has one
+	// block and grows: the writer's lock is on the whole file.
+	zfs bool
 
 	all     []*entry // every name but the root's, in no order, but the same for the same seed
 	total   int64    // bytes in files
@@ -121,6 +125,11 @@ func New(dir string, o Options) (*Gen, error) {
 		rng:  rand.New(rand.NewPCG(o.Seed, 0x736563726174650a)),
 		root: &node{kind: filetree.Dir, byName: map[string]*entry{}},
 	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return nil, fmt.Errorf("treegen: statfs %s: %w", dir, err)
+	}
+	g.zfs = uint32(st.Type) == zfsMagic
 	for _, op := range operations {
 		g.ops = append(g.ops, op)
 		if op.shrinks {
@@ -129,6 +138,9 @@ func New(dir string, o Options) (*Gen, error) {
 	}
 	return g, nil
 }
+
+// zfsMagic is what statfs(2) says of ZFS.
+const zfsMagic = 0x2fc12fc1
 
 // Step does n operations. After an error the Gen no longer knows the tree.
 func (g *Gen) Step(n int) error {
