@@ -8,7 +8,7 @@ DESTDIR  ?=
 FUZZTIME ?= 30s
 BIN      := bin/secrate
 
-.PHONY: build install check test test-zfs race fuzz test-all zfs-vm bench demo docs clean help
+.PHONY: build install check test test-zfs race fuzz test-all zfs-vm bench bench-zfs demo docs clean help
 .DEFAULT_GOAL := build
 
 build: ## the command, bin/secrate: one static file, without this machine's paths in it
@@ -50,6 +50,9 @@ zfs-vm: ## a shell in that virtual machine, beside a pool, an S3 server and secr
 
 bench: build ## the figures, beside restic's and borg's where they are installed
 	scripts/bench.sh
+
+bench-zfs: build ## the figures of ZFS streams, recorded in the virtual machine
+	scripts/bench-zfs.sh
 
 demo: build ## snapshots of a Btrfs volume on a local S3 server, restored and compared
 	scripts/demo.sh

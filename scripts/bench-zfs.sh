@@ -1,0 +1,97 @@
+#!/bin/bash
+# Measures what ZFS streams cost: records, in the virtual machine with OpenZFS, a full
+# stream of a dataset of small files and an increment in which 10 were edited, and brings
+# both into a history with secrate ingest on this machine, with cold caches. Then it
+# measures the parser alone, on streams in memory.
+#
+#   FILES=100000   how many small files, of 5.5 kB each
+#   ROUNDS=3       how often the increment is ingested, each time into a history that has
+#                  the full one; the median counts
+#
+# It needs root to drop caches. The machine is made if it is missing: see scripts/zfsvm.sh.
+# Everything is made below TMPDIR (/tmp) and taken away at the end. The table goes to
+# stdout, what is being done to stderr.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
+export PATH LC_ALL=C
+FILES=${FILES:-100000} ROUNDS=${ROUNDS:-3}
+
+fail() {
+	printf 'bench-zfs: %s\n' "$*" >&2
+	exit 1
+}
+say() { printf '%5d s  %s\n' "$SECONDS" "$*" >&2; }
+[ "$(id -u)" -eq 0 ] || fail "cold caches take root"
+[ -x bin/secrate ] || fail "bin/secrate is missing: make"
+[ -x /usr/bin/time ] || fail "not installed: time"
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/secrate-bench-zfs-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+# In the guest: stdout is a tar of the two streams, all else is said on stderr. Its shell is
+# busybox, and slow: awk makes the files.
+record='set -e
+exec 3>&1 1>&2
+zpool create -O compression=lz4 -O atime=off tank /dev/vda1
+zfs create tank/d
+awk -v N='$FILES' "BEGIN {
+	srand(7)
+	for (k = 0; k < 3000; k++) base = base sprintf(\"%x \", int(rand() * 65536))
+	for (d = 0; d < 500; d++) system(sprintf(\"mkdir /tank/d/%03d\", d))
+	for (i = 0; i < N; i++) {
+		f = sprintf(\"/tank/d/%03d/f%06d\", i % 500, i)
+		print i, substr(base, 1 + i % 8000, 5500) > f
+		close(f)
+	}
+}"
+sync
+zfs snapshot tank/d@1
+i=0
+while [ $i -lt 10 ]; do
+	n=$(((i * 9973 + 7) % '$FILES'))
+	echo "one more line $i" >>"/tank/d/$(printf %03d $((n % 500)))/f$(printf %06d $n)"
+	i=$((i + 1))
+done
+zfs snapshot tank/d@2
+mkdir -p /tmp/o && cd /tmp/o
+zfs send -L -e -c tank/d@1 >full
+zfs send -L -e -c -i @1 tank/d@2 >inc
+tar c full inc >&3'
+say "recording a dataset of $FILES files in the virtual machine: some minutes"
+ZFSVM_FLAGS="-memory 6144" scripts/zfsvm.sh run /bin/sh -c "$record" >"$work/streams.tar"
+tar x -C "$work" -f "$work/streams.tar"
+rm "$work/streams.tar"
+
+export SECRATE_CONFIG=$work/config.toml SECRATE_STATE=$work/state
+unset SECRATE_IDENTITY
+# ingest NAME STREAM prints seconds, MiB of memory, bytes uploaded and objects.
+ingest() {
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	/usr/bin/time -o "$work/time" -f '%e %M' bin/secrate ingest "$1" --json --progress none <"$work/$2" >"$work/out"
+	read -r seconds kib <"$work/time"
+	printf '%s %d %s %s\n' "$seconds" $((kib / 1024)) "$(sed 's/.*"uploaded_bytes":\([0-9]*\).*/\1/' "$work/out")" \
+		"$(sed 's/.*"objects":\([0-9]*\).*/\1/' "$work/out")"
+}
+bin/secrate init --classic --repo "$work/repo" --identity-out "$work/key" >/dev/null
+for ((r = 1; r <= ROUNDS; r++)); do
+	bin/secrate source add "d$r" --mode stream >/dev/null
+	say "round $r"
+	ingest "d$r" full >>"$work/full.txt"
+	ingest "d$r" inc >>"$work/inc.txt"
+done
+median() { sort -n "$1" | awk '{ line[NR] = $0 } END { print line[int((NR + 1) / 2)] }'; }
+read -r full_s full_m full_b full_o <<<"$(head -1 "$work/full.txt")"
+read -r inc_s inc_m inc_b inc_o <<<"$(median "$work/inc.txt")"
+
+say "the parser alone"
+go test ./sendstream/zfs -run '^$' -bench . -benchtime 2s >"$work/bench.txt"
+
+printf '### %s, %s cores, streams of OpenZFS by secrate ingest, cold caches\n\n' "$(date +%F)" "$(nproc)"
+printf '| work | figure | |\n|---|---|---:|\n'
+printf '| full stream, %s files, %s bytes | time (s) | %s |\n' "$FILES" "$(stat -c %s "$work/full")" "$full_s"
+printf '| | peak memory (MiB) | %s |\n| | uploaded (bytes) | %s |\n| | objects | %s |\n' "$full_m" "$full_b" "$full_o"
+printf '| increment, 10 files edited, %s bytes | time (s) | %s |\n' "$(stat -c %s "$work/inc")" "$inc_s"
+printf '| | peak memory (MiB) | %s |\n| | uploaded (bytes) | %s |\n| | objects | %s |\n\n' "$inc_m" "$inc_b" "$inc_o"
+grep -E '^Benchmark' "$work/bench.txt"
