@@ -51,7 +51,8 @@ Exit statuses:
 
     0  all done
     1  the stream was bad, but snapshots at its beginning are in the history; or all
-       of it is, but for what was excluded when it came
+       of it is, but for what was excluded when it came, for other datasets in it, or
+       for what a history cannot hold: each is named
     2  usage, such as a terminal as standard input
     3  nothing of it could be brought into the history`,
 		Example: `  ssh nas btrfs send -p /pool/snap1 /pool/snap2 | secrate ingest nas

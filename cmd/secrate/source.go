@@ -42,8 +42,9 @@ func newSourceAdd(a *app) *cobra.Command {
 PATH, the root of a Btrfs subvolume. With --mode stream there is no PATH, and
 secrate ingest NAME feeds it.
 
-Subvolumes inside PATH are not part of it: they need sources of their own. ZFS
-datasets and ordinary directories cannot be kept by this version yet.
+Subvolumes inside PATH are not part of it: they need sources of their own. Of ZFS
+this version takes no snapshots yet, but reads what zfs send writes: see secrate
+ingest --help. Ordinary directories cannot be kept yet.
 
 Patterns of --exclude are those of gitignore(5), relative to PATH: "*.tmp" at any
 depth, "/build/" only at the top. What is excluded is neither read nor stored.
