@@ -8,7 +8,7 @@ import (
 	"github.com/secrate/secrate/internal/filetree"
 )
 
-// The view of senders that speak of nodes by numbers of their own and of names last: a
+// The tree for senders that speak of nodes by numbers of their own and of names last: a
 // node is there from NewNode to EndNode, whatever names it has. One that has none, since
 // it was unlinked while it was open, is in the history and in no directory.
 
@@ -99,6 +99,12 @@ func (u *Update) KeptFrom(from, to []byte) iter.Seq2[filetree.Kept, error] {
 			}
 		}
 	}
+}
+
+// ForgetKept takes away all that is kept: it is not of what there is.
+func (u *Update) ForgetKept() error {
+	u.keeps = true
+	return u.v.EndKept()
 }
 
 // KeptAt returns what was kept under a key at a snapshot.

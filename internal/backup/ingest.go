@@ -61,15 +61,23 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 		}
 		return lastIndex(known, func(s s3history.Snapshot) bool { return s.Info.GUID == g && !s.Partial })
 	}
-	stateless := false // there is nothing but a full stream to make the state anew
+	stale := false // what is kept is not of the newest snapshot, or there is nothing
 	if n := len(known); n > 0 && unit.StateKey != nil && unit.Parent == nil {
 		kept, err := j.w.KeptAt(source, known[n-1].Seq, unit.StateKey)
 		if err != nil {
 			return err
 		}
-		stateless = kept == nil
+		stale = !slices.ContainsFunc(guidsIn(kept), func(g [16]byte) bool { return byGUID(g) == n-1 })
 	}
-	if i := byGUID(unit.GUID); i >= 0 && unit.GUID != [16]byte{} && !stateless {
+	i := byGUID(unit.GUID)
+	switch {
+	case i < 0 || unit.GUID == [16]byte{}:
+	case stale: // it makes anew what later ones need
+		if i < len(known)-1 {
+			j.o.Observer.Warn(j.o.Source, fmt.Sprintf("snapshot %s, which is in the history as #%d, is told once more as the newest: what later streams need of it is not remembered",
+				unit.Name, known[i].Seq))
+		}
+	default:
 		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("snapshot %s is in the history already, as #%d", unit.Name, known[i].Seq))
 		res.Unchanged = true
 		return nil
@@ -104,6 +112,8 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 	switch {
 	case unit.Parent == nil && unit.StateKey == nil:
 		err = u.Clear()
+	case stale:
+		err = u.ForgetKept()
 	case unit.Parent != nil:
 		err = u.Revert(base)
 	}
@@ -158,13 +168,20 @@ func guidText(g [16]byte) string {
 	return fmt.Sprintf("UUID %x", g)
 }
 
+// guidsIn returns the identities that are kept under a unit's StateKey.
+func guidsIn(kept []byte) (all [][16]byte) {
+	for len(kept) >= 16 {
+		all, kept = append(all, [16]byte(kept)), kept[16:]
+	}
+	return all
+}
+
 // handedOn returns what was handed on with the snapshot that a unit starts from, after
 // making sure that what the unit needs of it is known.
 func (j *Job) handedOn(source catalog.Source, unit *Unit, base s3history.Snapshot) ([]byte, error) {
 	if unit.StateKey != nil {
 		kept, err := j.w.KeptAt(source, base.Seq, unit.StateKey)
-		same := slices.Collect(slices.Chunk(kept, len(unit.Parent)))
-		if err == nil && !slices.ContainsFunc(same, func(g []byte) bool { return string(g) == string(unit.Parent[:]) }) {
+		if err == nil && !slices.Contains(guidsIn(kept), *unit.Parent) {
 			err = fmt.Errorf("stream of %s starts from #%d, snapshot %s, of which this machine does not remember enough: %w", unit.Name, base.Seq, base.Info.Origin, ErrState)
 		}
 		return nil, err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/s3history"
 	"github.com/secrate/secrate/sendstream/zfs"
 )
@@ -171,6 +172,51 @@ func TestZFSOther(t *testing.T) {
 					c.good(t, "s", "020-s1-s2")
 				}
 			}
+		})
+	}
+}
+
+// TestZFSMixed has a snapshot in the history that was not made of a ZFS stream: what is kept
+// is no longer of what there is. A full stream goes by what there is, an increment by what
+// it starts from.
+func TestZFSMixed(t *testing.T) {
+	for name, change := range map[string]func(u *s3history.Update) error{
+		"other files": func(u *s3history.Update) error {
+			for c, err := range u.Children(filetree.RootNode) {
+				if err == nil {
+					err = u.RemoveName(filetree.RootNode, c.Name)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"told anew": func(u *s3history.Update) error {
+			if err := u.Clear(); err != nil {
+				return err
+			}
+			_, err := u.Create(filetree.RootNode, "file", filetree.Attr{Kind: filetree.File, Mode: 0o600})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := zfsDir(t, "g_owners")
+			before.good(t, "s", "010-full-s1")
+			u, err := before.w.Begin(t.Context(), before.source("s"), s3history.SnapshotInfo{GUID: [16]byte{1}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := change(u); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := u.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			after := &zfsCase{fixture: before.fixture, dir: filepath.Join(zfsCorpus(), "f_sa_auto")}
+			after.good(t, "s", "010-full-s1")
+			after.good(t, "s", "020-s1-s2")
+			before.good(t, "s", "020-s1-s2")
 		})
 	}
 }

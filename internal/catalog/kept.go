@@ -136,6 +136,16 @@ func (v View) RevertKept(seq uint64) error {
 	return nil
 }
 
+// EndKept takes away all that is kept.
+func (v View) EndKept() error {
+	v.db.mu.Lock()
+	defer v.db.mu.Unlock()
+	if err := v.db.exec("DELETE FROM kept WHERE source = ?1 AND born = ?2", v.source, v.seq); err != nil {
+		return err
+	}
+	return v.db.exec("UPDATE kept SET died = ?2 WHERE source = ?1 AND died = 0", v.source, v.seq)
+}
+
 // KeepBefore makes what was kept in this snapshot what the one before has kept: there is
 // nothing else in this one, and it will not be.
 func (v View) KeepBefore() error {
