@@ -23,7 +23,7 @@ func UnitOf(u *stream.Unit, failed func(what string, err error)) backup.Unit {
 			if excluded != nil {
 				return nil, nil, ErrExclude
 			}
-			res, err := u.Apply(ctx, up)
+			res, err := u.Apply(ctx, up, stream.Options{})
 			for _, f := range res.Failed {
 				failed(f.What, f.Err)
 			}

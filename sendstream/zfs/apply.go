@@ -59,6 +59,7 @@ type applier struct {
 	res   Result
 
 	full   bool
+	noData bool  // see Options
 	past   *past // of a full unit
 	tables tables
 
@@ -75,6 +76,14 @@ type endedNode struct {
 	node   filetree.NodeID
 }
 
+// Options say how a unit is applied.
+type Options struct {
+	// NoData says where the content of files has changed, by Tree.Changed, in place of
+	// writing it: the caller reads it elsewhere. A full unit is applied with its data all the
+	// same, and so is that of a volume.
+	NoData bool
+}
+
 // Apply runs the records of u on t. An incremental unit needs the state that Apply has
 // left in t of the unit it starts from; a full one is compared with what t has, whatever
 // that is: what is the same is not touched.
@@ -83,11 +92,12 @@ type endedNode struct {
 // [*FormatError] with the offset of the record; it wraps [filetree.ErrInvalid] in the
 // latter case. Other errors are those of ctx, the input and t, [ErrState] and
 // [ErrResumed]. After an error t holds a part of the unit and has to be dropped.
-func (u *Unit) Apply(ctx context.Context, t Tree) (Result, error) {
+func (u *Unit) Apply(ctx context.Context, t Tree, o Options) (Result, error) {
 	if _, _, resumed := u.Resume(); resumed {
 		return Result{}, &FormatError{u.Offset, ErrResumed}
 	}
 	a := &applier{unit: u, tree: t, order: binary.LittleEndian, full: !u.Incremental(),
+		noData:  o.NoData && u.Incremental() && u.ObjectSet == FileSystem,
 		touched: map[dirBlock]bool{}, owners: map[uint64]bool{}, spilled: numberSet{}}
 	if u.BigEndian {
 		a.order = binary.BigEndian
@@ -427,6 +437,13 @@ func (a *applier) spill(o *object, rec *Record) error {
 
 // write is WRITE and WRITE_EMBEDDED.
 func (a *applier) write(o *object, rec *Record) error {
+	if a.noData && !o.zap() && !o.xattr && o.node != 0 {
+		if attr, err := a.tree.Attr(o.node); err != nil {
+			return err
+		} else if attr.Kind == filetree.File {
+			return a.changed(o, rec, attr.Size)
+		}
+	}
 	data, err := a.dec.Decode(rec)
 	if err != nil {
 		return err
@@ -458,6 +475,14 @@ func (a *applier) write(o *object, rec *Record) error {
 		return a.writeTarget(o, rec, data)
 	}
 	return nil
+}
+
+// changed says that content was written, where it is read elsewhere.
+func (a *applier) changed(o *object, rec *Record, size int64) error {
+	if rec.Start >= uint64(size) {
+		return nil
+	}
+	return a.tree.Changed(o.node, int64(rec.Start), int64(min(rec.Length, uint64(size)-rec.Start)))
 }
 
 // content writes content.

@@ -37,9 +37,14 @@ func apply(t testing.TB, m *modelTree, stream []byte) (*modelTree, error) {
 
 func applyUnit(t testing.TB, m *modelTree, u *Unit) (*modelTree, error) {
 	t.Helper()
+	return applyWith(t, m, u, Options{})
+}
+
+func applyWith(t testing.TB, m *modelTree, u *Unit, o Options) (*modelTree, error) {
+	t.Helper()
 	next := m.clone()
 	next.volume = u.ObjectSet == Volume
-	_, err := u.Apply(t.Context(), next)
+	_, err := u.Apply(t.Context(), next, o)
 	if len(next.broken) > 0 {
 		t.Fatalf("%s: %q", u.Name, next.broken)
 	}
@@ -74,6 +79,29 @@ func sameAgain(t testing.TB, m *modelTree, stream []byte) {
 		if diff := gocmp.Diff(m.kept, again.kept); diff != "" {
 			t.Errorf("lost=%v: kept (-first +again):\n%s", lost, diff)
 		}
+	}
+}
+
+// sameWithoutData expects that a stream of one unit that made m of base makes the same where
+// content is read elsewhere.
+func sameWithoutData(t testing.TB, base, m *modelTree, stream []byte) {
+	t.Helper()
+	u, err := NewUnits(bytes.NewReader(stream)).Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := applyWith(t, base, u, Options{NoData: true})
+	if err != nil {
+		t.Fatalf("%s without data: %v", u.Name, err)
+	}
+	if u.Incremental() && u.ObjectSet == FileSystem {
+		again.read(m, base.next)
+	}
+	if diff := gocmp.Diff(m.dump(), again.dump()); diff != "" {
+		t.Errorf("%s (-with data +without):\n%s", u.Name, diff)
+	}
+	if diff := gocmp.Diff(m.kept, again.kept); diff != "" {
+		t.Errorf("%s: kept (-with data +without):\n%s", u.Name, diff)
 	}
 }
 
@@ -113,6 +141,7 @@ func TestApplyCorpus(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
+				sameWithoutData(t, base, m, stream)
 				for guid, other := range trees {
 					if !u.Incremental() || stateOf(other.kept[string(StateKey)], GUID(u.FromGUID)) {
 						continue // from guid, or from one that is the same

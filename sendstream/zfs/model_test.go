@@ -21,6 +21,13 @@ type modelTree struct {
 	next    filetree.NodeID
 	volume  bool     // a file may be written beyond its end
 	broken  []string // promises
+
+	unread []changedRange // what Changed was told
+}
+
+type changedRange struct {
+	node     filetree.NodeID
+	off, end int64
 }
 
 type modelNode struct {
@@ -51,6 +58,7 @@ func (m *modelTree) clone() *modelTree {
 		c.names[n] = maps.Clone(e)
 	}
 	c.kept = maps.Clone(m.kept)
+	c.unread = nil
 	return &c
 }
 
@@ -234,6 +242,44 @@ func (m *modelTree) Write(n filetree.NodeID, off int64, data []byte) error {
 		off, data = off+k, data[k:]
 	}
 	return nil
+}
+
+func (m *modelTree) Changed(n filetree.NodeID, off, length int64) error {
+	x, err := m.file(n, off, length)
+	if err != nil {
+		return err
+	}
+	if off+length > x.attr.Size {
+		m.promise("node %d of %d bytes has changed up to %d", n, x.attr.Size, off+length)
+	}
+	m.unread = append(m.unread, changedRange{n, off, off + length})
+	return nil
+}
+
+// read takes what Changed told of from a tree that has it, and all of what is new since the
+// node next.
+func (m *modelTree) read(from *modelTree, next filetree.NodeID) {
+	for n, x := range m.nodes {
+		if n >= next {
+			m.unread = append(m.unread, changedRange{n, 0, x.attr.Size})
+		}
+	}
+	for _, r := range m.unread {
+		x, y := m.nodes[r.node], from.nodes[r.node]
+		if x == nil || y == nil {
+			continue // it is gone again
+		}
+		for off := r.off; off < min(r.end, x.attr.Size); {
+			k := min(modelPage-off%modelPage, r.end-off, x.attr.Size-off)
+			page := y.pages[off/modelPage]
+			if page != nil {
+				page = page[off%modelPage:][:k]
+			}
+			x.set(off, k, page)
+			off += k
+		}
+	}
+	m.unread = nil
 }
 
 func (m *modelTree) Hole(n filetree.NodeID, off, length int64) error {

@@ -37,6 +37,7 @@ type Tree interface {
 	Children(dir filetree.NodeID) iter.Seq2[filetree.Child, error]
 	SetAttr(n filetree.NodeID, change func(a *filetree.Attr)) error
 	Write(n filetree.NodeID, off int64, data []byte) error
+	Changed(n filetree.NodeID, off, length int64) error
 	Hole(n filetree.NodeID, off, length int64) error
 	Truncate(n filetree.NodeID, size int64) error
 
