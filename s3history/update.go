@@ -508,8 +508,13 @@ func (u *Update) commit(flags uint64) (Snapshot, error) {
 	wasPartial := u.head.Partial && flags&flagPartial == 0
 	if len(u.recs.nodes) == 0 && len(u.segments) == 0 && u.head.Seq > 0 && !wasPartial {
 		if u.keeps {
-			// The next stream starts from this one, whatever it is called here.
-			if err := errors.Join(u.v.KeepBefore(), u.w.cat.Commit()); err != nil {
+			// The next stream starts from this one, whatever it is called here. The alias must
+			// not be missing then: what is kept is no longer of the snapshot before.
+			err := u.v.KeepBefore()
+			if u.info.GUID != ([16]byte{}) {
+				err = errors.Join(err, u.w.SetAlias(u.source, u.info.GUID, u.head.Seq))
+			}
+			if err := errors.Join(err, u.w.cat.Commit()); err != nil {
 				return Snapshot{}, err
 			}
 		}

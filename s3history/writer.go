@@ -561,12 +561,51 @@ func (w *Writer) SetAlias(source catalog.Source, guid [16]byte, seq uint64) erro
 
 // Alias returns what SetAlias noted, or 0.
 func (w *Writer) Alias(source catalog.Source, guid [16]byte) (seq uint64, err error) {
-	b, err := w.cat.Meta(aliasName(source, guid))
+	return alias(w.cat, source, guid)
+}
+
+func alias(db *catalog.DB, source catalog.Source, guid [16]byte) (seq uint64, err error) {
+	b, err := db.Meta(aliasName(source, guid))
 	if err != nil || b == nil {
 		return 0, err
 	}
 	err = decMode.Unmarshal(b, &seq)
 	return seq, err
+}
+
+// Known are the snapshots of a source, as the file system knows them. The zero Known has
+// none.
+type Known struct {
+	db     *catalog.DB
+	source catalog.Source
+	All    []Snapshot // in order
+}
+
+// ReadKnown returns what the catalog knows of a source.
+func ReadKnown(db *catalog.DB, source catalog.Source) (*Known, error) {
+	all, err := Snapshots(db, source)
+	return &Known{db, source, all}, err
+}
+
+// Known returns what is known of a source.
+func (w *Writer) Known(source catalog.Source) (*Known, error) { return ReadKnown(w.cat, source) }
+
+// ByGUID returns the snapshot that the file system knows under a GUID, the newest if there
+// are several: itself or one that is the same. One that is only partly there does not count.
+func (k *Known) ByGUID(guid [16]byte) (s Snapshot, ok bool, err error) {
+	if len(k.All) == 0 {
+		return s, false, nil
+	}
+	seq, err := alias(k.db, k.source, guid)
+	if err != nil {
+		return s, false, err
+	}
+	for _, s := range slices.Backward(k.All) {
+		if seq != 0 && s.Seq == seq || seq == 0 && s.Info.GUID == guid && !s.Partial {
+			return s, true, nil
+		}
+	}
+	return s, false, nil
 }
 
 // Note returns what SetNote has kept under a name, here or in an update, or nil. It is

@@ -5,9 +5,12 @@ import (
 	"flag"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -83,7 +86,7 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"stream": recorded, "cut": cut, "flip": flip, "hold": hold, "scrub": scrub, "mode": mode,
+			"stream": recorded, "cut": cut, "flip": flip, "hold": hold, "scrub": scrub, "mode": mode, "as": as,
 		},
 	})
 }
@@ -182,5 +185,28 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 		if got := info.Mode().Perm().String()[1:]; got != args[0] {
 			ts.Fatalf("%s has mode %s, want %s", name, info.Mode().Perm(), args[0])
 		}
+	}
+}
+
+// as UID COMMAND… runs a command as another user, who owns what secrate keeps here.
+func as(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: as UID command [args...]")
+	}
+	uid, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	path, err := exec.LookPath(args[1])
+	ts.Check(err)
+	cmd := exec.Command(path, args[2:]...)
+	for _, name := range []string{"HOME", "PATH", "SECRATE_CONFIG", "SECRATE_STATE", "TMPDIR"} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
+	cmd.Dir = ts.MkAbs(".")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	out, err := cmd.CombinedOutput()
+	ts.Check(os.WriteFile(ts.MkAbs("as.out"), out, 0o666))
+	ts.Logf("%s%v", out, err)
+	if neg == (err == nil) {
+		ts.Fatalf("as %s: %v", strings.Join(args, " "), err)
 	}
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/secrate/secrate/internal/backup"
-	"github.com/secrate/secrate/internal/btrfsvolume"
 	"github.com/secrate/secrate/internal/config"
 	"github.com/secrate/secrate/internal/status"
+	"github.com/secrate/secrate/internal/zfsvolume"
 	"github.com/secrate/secrate/s3history"
 )
 
@@ -90,13 +90,12 @@ type runOptions struct {
 	wait         time.Duration
 }
 
-// A sourceRun is one source in a run of snap or upload.
+// A sourceRun is one member in a run of snap or upload.
 type sourceRun struct {
-	*config.Source
-	vol   *btrfsvolume.Volume
+	member
 	watch *sourceWatch
 	taken *backup.Snapshot
-	err   error
+	told  bool // what err says has been said of another of the family
 	did   bool // something of it was done
 	worse bool // some of it was not
 }
@@ -121,12 +120,15 @@ func (a *app) runSources(ctx context.Context, command string, names []string, o 
 	w := a.watch(s.stateDir, command)
 	defer w.close()
 	var runs []*sourceRun
-	for _, src := range sources {
-		r := &sourceRun{Source: src, watch: w.source(src.Name)}
-		if r.vol, r.err = s.openVolume(src); r.err == nil && o.take {
-			r.take(ctx)
+	for _, sel := range sources {
+		var family []*sourceRun
+		for _, m := range a.members(ctx, s, sel) {
+			family = append(family, &sourceRun{member: m, watch: w.source(m.name)})
 		}
-		runs = append(runs, r)
+		if o.take && family[0].err == nil {
+			takeAll(ctx, family)
+		}
+		runs = append(runs, family...)
 	}
 	out := a.results()
 	a.onInterrupt = resumeUpload
@@ -136,20 +138,35 @@ func (a *app) runSources(ctx context.Context, command string, names []string, o 
 	return a.endRuns(ctx, s, runs, out)
 }
 
-func (r *sourceRun) take(ctx context.Context) {
+// takeAll takes the snapshots of a family, those of datasets all at once.
+func takeAll(ctx context.Context, family []*sourceRun) {
+	first := family[0]
 	// The part of a Job that takes a snapshot needs no Writer.
-	j, err := backup.New(backup.Options{Source: r.Name, Exclude: r.Exclude, Observer: r.watch})
+	j, err := backup.New(backup.Options{Source: first.name, Exclude: first.src.Exclude, Observer: first.watch})
 	if err != nil {
-		r.err = err
+		first.err = err
 		return
 	}
-	t, err := j.Take(ctx, r.vol)
-	r.watch.step.Done(err)
-	if err != nil {
-		r.err = err
-		return
+	var taken []backup.Snapshot
+	if _, ok := first.vol.(*zfsvolume.Volume); ok {
+		var all []*zfsvolume.Volume
+		for _, r := range family {
+			all = append(all, r.vol.(*zfsvolume.Volume))
+		}
+		taken, err = j.TakeTogether(func() ([]backup.Snapshot, error) { return zfsvolume.Take(ctx, all) })
+		err = zfsHint(err, first.src.Dataset)
+	} else {
+		taken = make([]backup.Snapshot, 1)
+		taken[0], err = j.Take(ctx, first.vol)
 	}
-	r.taken, r.did = &t, true
+	first.watch.step.Done(err)
+	for i, r := range family {
+		if err != nil {
+			r.err, r.told = err, i > 0
+		} else if taken[i] != (backup.Snapshot{}) {
+			r.taken, r.did = &taken[i], true
+		}
+	}
 }
 
 // uploadRuns uploads what is pending of each of runs.
@@ -191,25 +208,29 @@ func (a *app) openRecovered(ctx context.Context, s *site, w *watch, out io.Write
 }
 
 func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun, out io.Writer) {
-	before, err := wr.head(r.Name)
+	before, err := wr.head(r.name)
 	if err != nil {
 		r.err = err
 		return
 	}
 	if before.Seq == 0 || before.Partial {
-		r.watch.guess(r.Path)
+		r.watch.expect(r.size)
 	}
-	j, err := backup.New(backup.Options{Writer: wr.writer, Source: r.Name, Exclude: r.Exclude, Host: hostname(), Observer: r.watch, Log: a.log})
+	j, err := backup.New(backup.Options{Writer: wr.writer, Source: r.name, Exclude: r.src.Exclude, Keep: keepRule(r.src),
+		Host: hostname(), Observer: r.watch, Log: a.log})
 	if err != nil {
 		r.err = err
 		return
 	}
 	res, err := j.Upload(ctx, r.vol)
 	r.watch.done(err)
-	fresh, ferr := wr.since(before, r.Name)
+	if r.src.Mode == config.ZFS {
+		err = zfsHint(err, r.vol.(*zfsvolume.Volume).Name)
+	}
+	fresh, ferr := wr.since(before, r.name)
 	r.err = errors.Join(err, ferr)
-	if r.worse = a.reportUnread(r.Name, res); r.worse {
-		a.fail(ctx, hinted(fmt.Errorf("%s: %s could not be read, or not whole", r.Name, count(res.Failures, "file")),
+	if r.worse = a.reportUnread(r.name, res); r.worse {
+		a.fail(ctx, hinted(fmt.Errorf("%s: %s could not be read, or not whole", r.name, count(res.Failures, "file")),
 			"what could be read is kept; it is tried again with each snapshot"))
 	}
 	head, sent := before, int64(0)
@@ -229,7 +250,11 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 	case res.Unchanged:
 		a.reportUnchanged(out, head)
 	case len(fresh) == 0 && !a.json:
-		fmt.Fprintf(out, "%s: nothing pending\n", r.Name)
+		what := "nothing pending"
+		if len(r.src.Adopt) > 0 {
+			what = "no snapshot that is newer"
+		}
+		fmt.Fprintf(out, "%s: %s\n", r.name, what)
 	}
 	a.recordSuccess(s, head, sent)
 }
@@ -322,7 +347,7 @@ func (a *app) endRuns(ctx context.Context, s *site, runs []*sourceRun, out io.Wr
 	var done, failed int
 	for _, r := range runs {
 		if r.taken != nil {
-			a.reportPending(out, r.Name, r.taken.Name)
+			a.reportPending(out, r.name, r.taken.Name)
 		}
 		if r.did {
 			done++
@@ -331,8 +356,10 @@ func (a *app) endRuns(ctx context.Context, s *site, runs []*sourceRun, out io.Wr
 			failed++
 		}
 		if r.err != nil && ctx.Err() == nil {
-			a.recordFailure(s, r.Name, r.err)
-			a.fail(ctx, fmt.Errorf("%s: %w", r.Name, r.err))
+			a.recordFailure(s, r.name, r.err)
+			if !r.told {
+				a.fail(ctx, fmt.Errorf("%s: %w", r.name, r.err))
+			}
 		}
 	}
 	if failed > 0 && ctx.Err() != nil {
@@ -348,13 +375,13 @@ func (a *app) endRuns(ctx context.Context, s *site, runs []*sourceRun, out io.Wr
 }
 
 // volumes returns the sources of these names, or all, but for those that are fed by
-// streams: they take no snapshots.
-func (s *site) volumes(names []string) ([]*config.Source, error) {
-	var all []*config.Source
+// streams: they take no snapshots. A name may be that of a child of a recursive source.
+func (s *site) volumes(names []string) ([]selection, error) {
+	var all []selection
 	if len(names) == 0 {
 		for i := range s.conf.Sources {
 			if src := &s.conf.Sources[i]; src.Mode != config.Stream {
-				all = append(all, src)
+				all = append(all, selection{Source: src})
 			}
 		}
 		if len(all) == 0 {
@@ -363,17 +390,30 @@ func (s *site) volumes(names []string) ([]*config.Source, error) {
 		return all, nil
 	}
 	for _, name := range names {
-		src, err := s.source(name)
+		sel := selection{}
+		root, _, child := strings.Cut(name, "/")
+		src, err := s.source(root)
+		if child && (err != nil || !src.Recursive) {
+			src, err = s.source(name) // it says that there is none of that name
+		}
 		if err != nil {
 			return nil, err
 		}
+		if sel.Source = src; child {
+			sel.child = name
+		}
 		if src.Mode == config.Stream {
 			return nil, &usageError{fmt.Sprintf("source %s is fed by secrate ingest and takes no snapshots", name),
-				"btrfs send SNAPSHOT | secrate ingest " + name}
+				"zfs send SNAPSHOT | secrate ingest " + name + ", or btrfs send"}
 		}
-		if !slices.Contains(all, src) {
-			all = append(all, src)
+		// Of a source and a child of it the source says all.
+		if slices.ContainsFunc(all, func(o selection) bool { return o.Source == src && (o.child == "" || o.child == sel.child) }) {
+			continue
 		}
+		if sel.child == "" {
+			all = slices.DeleteFunc(all, func(o selection) bool { return o.Source == src })
+		}
+		all = append(all, sel)
 	}
 	return all, nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -14,19 +16,23 @@ import (
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/config"
 	"github.com/secrate/secrate/internal/exclude"
+	"github.com/secrate/secrate/internal/keep"
 	"github.com/secrate/secrate/internal/progress"
 	"github.com/secrate/secrate/internal/status"
+	"github.com/secrate/secrate/internal/zfsvolume"
 	"github.com/secrate/secrate/snapshot/btrfs"
+	"github.com/secrate/secrate/snapshot/zfs"
 )
 
 func newSource(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "source",
 		Short: "Say what is kept: add, list and remove sources",
-		Long: `A source is one Btrfs subvolume, or what is fed by secrate ingest, with a history of
-its own. Sources are written in the configuration file, which may as well be
-edited by hand.`,
+		Long: `A source is one Btrfs subvolume, one ZFS dataset, or what is fed by secrate ingest,
+with a history of its own. Sources are written in the configuration file, which may
+as well be edited by hand.`,
 		Example: `  secrate source add home /home
+  secrate source add tank tank/data --recursive
   secrate source list`,
 	}
 	group(cmd)
@@ -36,36 +42,55 @@ edited by hand.`,
 
 func newSourceAdd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "add NAME [PATH]",
+		Use:   "add NAME [PATH|DATASET]",
 		Short: "Add a source",
-		Long: `Write a source into the configuration: NAME, by which all commands call it, and
-PATH, the root of a Btrfs subvolume. With --mode stream there is no PATH, and
-secrate ingest NAME feeds it.
+		Long: `Write a source into the configuration: NAME, by which all commands call it, and what
+it is: PATH, the root of a Btrfs subvolume or where a ZFS dataset is mounted, or
+DATASET, a file system or volume as zfs list shows it. With --mode stream there is
+neither, and secrate ingest NAME feeds it. Ordinary directories cannot be kept yet.
 
-Subvolumes inside PATH are not part of it: they need sources of their own. Of ZFS
-this version takes no snapshots yet, but reads what zfs send writes: see secrate
-ingest --help. Ordinary directories cannot be kept yet.
-
+Btrfs: Subvolumes inside PATH are not part of it: they need sources of their own.
 Patterns of --exclude are those of gitignore(5), relative to PATH: "*.tmp" at any
 depth, "/build/" only at the top. What is excluded is neither read nor stored.
 
-Looked at is PATH; changed is the configuration file, of which everything else
-stays as it is. Nothing is read or uploaded before secrate snap. If the history has
-a source of that name, from an earlier time, it goes on.
+ZFS: With --recursive every child, now and later, is kept as well, with a history of
+its own called NAME/CHILD; snapshots of all are taken in one transaction. A child
+with the property secrate:exclude=on is left out, with those below it:
+    zfs set secrate:exclude=on tank/home/scratch
+An encrypted dataset is read decrypted, while its key is loaded. With --adopt no
+snapshots are taken: the newest whose name behind the @ matches PATTERN is, and is
+held until the next one is committed. Such are those of sanoid ("autosnap_*"), zrepl
+("zrepl_*") or an appliance ("auto-*"). It works as root, or after
+    zfs allow -u USER ` + zfsRights + ` DATASET
+for that user; with --adopt, send,hold,release,bookmark are enough.
+
+Of local snapshots that secrate took the newest committed one stays, and those that
+--keep names: "24 hourly, 7 daily, 4 weekly" keeps the newest of each of the newest
+24 hours that have one, and so on. It has no bearing on what is stored: nothing there
+is ever deleted.
+
+Looked at is what is added; changed is the configuration file, of which everything
+else stays as it is. Nothing is read or uploaded before secrate snap. If the history
+has a source of that name, from an earlier time, it goes on.
 
 Exit statuses:
 
     0  done
     2  usage, such as a name that cannot be
-    3  not done: PATH cannot be kept, or the name is taken`,
+    3  not done: it cannot be kept, or the name is taken`,
 		Example: `  secrate source add home /home --exclude "*.tmp" --exclude /ann/.cache/
+  secrate source add tank tank/data --recursive --keep "24 hourly, 7 daily"
+  secrate source add vm tank/vm --adopt "autosnap_*_hourly"
   secrate source add nas --mode stream`,
 		Args: arguments(1, 2, "a name and a path"),
 	}
 	s := config.Source{}
-	mode := cmd.Flags().String("mode", "auto", "`MODE`: auto, btrfs, stream; zfs and files cannot be done yet")
-	cmd.Flags().StringArrayVar(&s.Exclude, "exclude", nil, "leave out what matches `PATTERN`; may be repeated")
-	cmd.Flags().StringVar(&s.Snapshots, "snapshots", "", "keep local snapshots in `DIR` on the same file system instead of PATH/.secrate")
+	mode := cmd.Flags().String("mode", "auto", "`MODE`: auto, btrfs, zfs, stream; files cannot be done yet")
+	cmd.Flags().StringArrayVar(&s.Exclude, "exclude", nil, "of Btrfs: leave out what matches `PATTERN`; may be repeated")
+	cmd.Flags().StringVar(&s.Snapshots, "snapshots", "", "of Btrfs: keep local snapshots in `DIR` on the same file system instead of PATH/.secrate")
+	cmd.Flags().BoolVar(&s.Recursive, "recursive", false, "of ZFS: keep all children, too")
+	cmd.Flags().StringArrayVar(&s.Adopt, "adopt", nil, "of ZFS: take no snapshots but the newest that is called like `PATTERN`; may be repeated")
+	cmd.Flags().StringVar(&s.Keep, "keep", "", "let local snapshots stay by `RULE`, such as \"24 hourly, 7 daily\"")
 	wait := waitFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s.Name, s.Mode = args[0], config.Mode(*mode)
@@ -84,28 +109,34 @@ func (a *app) addSource(ctx context.Context, src config.Source, wait time.Durati
 	switch src.Mode {
 	case "auto", config.Btrfs, config.Stream, config.ZFS, config.Files:
 	default:
-		return &usageError{fmt.Sprintf("--mode %q: want auto, btrfs or stream", string(src.Mode)), ""}
+		return &usageError{fmt.Sprintf("--mode %q: want auto, btrfs, zfs or stream", string(src.Mode)), ""}
 	}
 	switch stream := src.Mode == config.Stream; {
 	case stream && src.Path != "":
 		return &usageError{"a source with --mode stream has no path", "secrate source add " + src.Name + " --mode stream"}
 	case !stream && src.Path == "":
-		return &usageError{"the path of the source is missing", "secrate source add " + src.Name + " PATH"}
+		return &usageError{"the path or dataset of the source is missing", "secrate source add " + src.Name + " PATH"}
 	}
 	if _, err := exclude.Compile(src.Exclude); err != nil {
 		return &usageError{fmt.Sprintf("--exclude: %v", err), "patterns are those of gitignore(5)"}
+	}
+	if _, err := keep.Parse(src.Keep); err != nil {
+		return &usageError{fmt.Sprintf("--keep: %v", err), ""}
 	}
 	s, err := a.site()
 	if err != nil {
 		return err
 	}
 	if src.Mode != config.Stream {
-		if err := checkVolume(&src); err != nil {
+		if err := checkVolume(ctx, &src); err != nil {
 			return err
 		}
 	}
 	if src.Snapshots, err = absolute(src.Snapshots); err != nil {
 		return err
+	}
+	if err := src.Check(); err != nil { // such as a flag that is for another mode
+		return &usageError{err.Error(), ""}
 	}
 	lock, err := s.lock(ctx, "source add "+src.Name, wait)
 	if err != nil {
@@ -115,9 +146,17 @@ func (a *app) addSource(ctx context.Context, src config.Source, wait time.Durati
 	if _, err := config.AddSource(s.configPath, src); err != nil {
 		return err
 	}
-	if src.Mode == config.Stream {
+	switch src.Mode {
+	case config.Stream:
 		fmt.Fprintf(a.stdout, "%s: added; feed it with: zfs send SNAPSHOT | secrate ingest %s, or btrfs send\n", src.Name, src.Name)
-	} else {
+	case config.ZFS:
+		fmt.Fprintf(a.stdout, "%s: added, the ZFS dataset %s; keep it with: secrate snap %s\n", src.Name, src.Dataset, src.Name)
+		if src.Recursive {
+			for _, m := range a.members(ctx, s, selection{Source: &src})[1:] {
+				fmt.Fprintf(a.stdout, "%s: with its child %s\n", src.Name, m.name)
+			}
+		}
+	default:
 		fmt.Fprintf(a.stdout, "%s: added, the Btrfs subvolume %s; keep it with: secrate snap %s\n", src.Name, progress.Printable(src.Path), src.Name)
 	}
 	if seq := s.historyOf(src.Name); seq > 0 {
@@ -126,17 +165,39 @@ func (a *app) addSource(ctx context.Context, src config.Source, wait time.Durati
 	return nil
 }
 
-// checkVolume makes the path of src absolute and finds its mode, or says why it
-// cannot be kept.
-func checkVolume(src *config.Source) error {
+// checkVolume finds the mode of src, and makes its path absolute or a dataset of it, or
+// says why it cannot be kept.
+func checkVolume(ctx context.Context, src *config.Source) error {
 	path, err := absolute(src.Path)
 	if err != nil {
 		return err
 	}
-	src.Path = path
-	if src.Mode == config.ZFS || src.Mode == config.Files {
+	_, missing := os.Stat(path)
+	asName := !filepath.IsAbs(src.Path) && zfs.CheckName(src.Path) == nil
+	switch {
+	case src.Mode == config.Files:
 		return notYet(src.Mode)
+	case src.Mode == config.ZFS && asName, src.Mode == "auto" && asName && errors.Is(missing, fs.ErrNotExist):
+		found, err := zfs.Datasets(ctx, src.Path, false)
+		if err != nil && src.Mode == "auto" && errors.Is(err, zfs.ErrNoZFS) {
+			return hinted(missing, "nor can it be a dataset: %v", err)
+		}
+		if err != nil {
+			return zfsHint(err, src.Path)
+		}
+		src.Mode, src.Dataset, src.Path = config.ZFS, found[0].Name, ""
+		return nil
+	case src.Mode == config.ZFS && !filepath.IsAbs(src.Path) && errors.Is(missing, fs.ErrNotExist):
+		return zfs.CheckName(src.Path)
+	case src.Mode == config.ZFS, src.Mode == "auto" && isZFS(path):
+		d, err := zfs.DatasetAt(ctx, path)
+		if err != nil {
+			return zfsHint(err, src.Path)
+		}
+		src.Mode, src.Dataset, src.Path = config.ZFS, d.Name, ""
+		return nil
 	}
+	src.Path = path
 	place, err := btrfs.Detect(path)
 	switch {
 	case err != nil:
@@ -154,8 +215,6 @@ func checkVolume(src *config.Source) error {
 		return hinted(err, "add the subvolume it is in, or make it one of its own: btrfs subvolume create")
 	case src.Mode == config.Btrfs:
 		return hinted(err, "%s", notYetHint)
-	case isZFS(path):
-		return hinted(fmt.Errorf("%s is on ZFS, which this version of secrate cannot keep yet", path), "%s", notYetHint)
 	}
 	return hinted(fmt.Errorf("%s is an ordinary directory, which this version of secrate cannot keep yet", path), "%s", notYetHint)
 }
@@ -223,6 +282,10 @@ func (a *app) listSources(s *site) error {
 				Mode      config.Mode `json:"mode"`
 				Exclude   []string    `json:"exclude,omitempty"`
 				Snapshots string      `json:"snapshots,omitempty"`
+				Keep      string      `json:"keep,omitempty"`
+				Dataset   string      `json:"dataset,omitempty"`
+				Recursive bool        `json:"recursive,omitempty"`
+				Adopt     []string    `json:"adopt,omitempty"`
 			}(src))
 			if err != nil {
 				return err
@@ -236,12 +299,23 @@ func (a *app) listSources(s *site) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, src := range s.conf.Sources {
 		path := progress.Printable(src.Path)
-		if src.Mode == config.Stream {
+		switch src.Mode {
+		case config.Stream:
 			path = "(secrate ingest " + src.Name + ")"
+		case config.ZFS:
+			if path = src.Dataset; src.Recursive {
+				path += " and its children"
+			}
 		}
 		line := fmt.Sprintf("%s\t%s\t%s", src.Name, src.Mode, path)
 		if len(src.Exclude) > 0 {
 			line += "\twithout " + progress.Printable(strings.Join(src.Exclude, " "))
+		}
+		if len(src.Adopt) > 0 {
+			line += "\tits snapshots " + progress.Printable(strings.Join(src.Adopt, " "))
+		}
+		if src.Keep != "" {
+			line += "\tkeep " + src.Keep
 		}
 		fmt.Fprintln(w, line)
 	}
@@ -298,9 +372,11 @@ func (a *app) removeSource(ctx context.Context, name string, wait time.Duration)
 	} else {
 		fmt.Fprintf(a.stdout, "%s: removed; nothing was stored of it\n", name)
 	}
-	if left := s.localSnapshots(ctx, src); len(left) > 0 {
-		fmt.Fprintf(a.stdout, "%s: %s of it stay on this machine: btrfs subvolume delete %s\n", name,
-			count(len(left), "local snapshot"), progress.Printable(strings.Join(left, " ")))
+	if left := a.localSnapshots(ctx, s, src); len(left) > 0 {
+		fmt.Fprintf(a.stdout, "%s: %s of it stay on this machine:\n", name, count(len(left), "local snapshot"))
+		for _, command := range left {
+			fmt.Fprintf(a.stdout, "    %s\n", progress.Printable(command))
+		}
 	}
 	if err := status.Forget(s.stateDir, name); err != nil {
 		a.log.Warn("not forgotten", "source", name, "error", err)
@@ -308,22 +384,27 @@ func (a *app) removeSource(ctx context.Context, name string, wait time.Duration)
 	return nil
 }
 
-// localSnapshots returns the paths of the snapshots of a source, as far as they can be
-// seen.
-func (s *site) localSnapshots(ctx context.Context, src *config.Source) []string {
-	v, err := s.openVolume(src)
-	if err != nil {
-		return nil
+// localSnapshots returns for each snapshot of a source, as far as they can be seen, the
+// command that takes it away.
+func (a *app) localSnapshots(ctx context.Context, s *site, src *config.Source) []string {
+	var commands []string
+	for _, m := range a.members(ctx, s, selection{Source: src}) {
+		if m.err != nil {
+			continue
+		}
+		all, err := m.vol.List(ctx)
+		if err != nil {
+			continue
+		}
+		for _, snap := range all {
+			if v, ok := m.vol.(*zfsvolume.Volume); ok {
+				commands = append(commands, v.Undo(snap))
+			} else {
+				commands = append(commands, "btrfs subvolume delete "+snap.Path)
+			}
+		}
 	}
-	all, err := v.List(ctx)
-	if err != nil {
-		return nil
-	}
-	var paths []string
-	for _, snap := range all {
-		paths = append(paths, snap.Path)
-	}
-	return paths
+	return commands
 }
 
 // arguments checks how many arguments there are: from least to most, which are what.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,18 +99,25 @@ func (a *app) status(ctx context.Context) error {
 		return err
 	}
 	for i := range s.conf.Sources {
-		st, err := s.statusOf(ctx, db, &s.conf.Sources[i])
-		if err != nil {
-			return err
+		src := &s.conf.Sources[i]
+		members := []member{{name: src.Name, src: src}}
+		if src.Mode != config.Stream {
+			members = a.members(ctx, s, selection{Source: src})
 		}
-		st.addRun(running, results[st.Source])
-		if a.json {
-			err = writeJSON(a.stdout, st)
-		} else {
-			err = st.write(a.stdout)
-		}
-		if err != nil {
-			return err
+		for _, m := range members {
+			st, err := s.statusOf(ctx, db, &m)
+			if err != nil {
+				return err
+			}
+			st.addRun(running, results[st.Source])
+			if a.json {
+				err = writeJSON(a.stdout, st)
+			} else {
+				err = st.write(a.stdout)
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -138,21 +144,21 @@ func (a *app) showRunning(r *status.Status) error {
 	return err
 }
 
-// statusOf finds out what catalog and file system say of a source.
-func (s *site) statusOf(ctx context.Context, db *catalog.DB, src *config.Source) (*sourceStatus, error) {
-	st := &sourceStatus{Source: src.Name, Mode: src.Mode}
-	known, err := s.known(db, src.Name)
+// statusOf finds out what catalog and file system say of a member.
+func (s *site) statusOf(ctx context.Context, db *catalog.DB, m *member) (*sourceStatus, error) {
+	st := &sourceStatus{Source: m.name, Mode: m.src.Mode}
+	known, err := s.known(db, m.name)
 	if err != nil {
 		return nil, err
 	}
-	if n := len(known); n > 0 {
-		o := objectOf(known[n-1])
-		st.Last, st.last = &o, known[n-1].Info.Time.Time()
+	if n := len(known.All); n > 0 {
+		o := objectOf(known.All[n-1])
+		st.Last, st.last = &o, known.All[n-1].Info.Time.Time()
 	}
-	if src.Mode == config.Stream {
+	if m.src.Mode == config.Stream {
 		return st, nil
 	}
-	n, err := s.pending(ctx, src, known)
+	n, err := m.pending(ctx, known)
 	if err != nil {
 		st.PendingError = err.Error()
 		return st, nil
@@ -161,34 +167,34 @@ func (s *site) statusOf(ctx context.Context, db *catalog.DB, src *config.Source)
 	return st, nil
 }
 
-// known returns the snapshots of a source of ours that the catalog knows.
-func (s *site) known(db *catalog.DB, name string) ([]s3history.Snapshot, error) {
+// known returns what the catalog knows of a source of ours.
+func (s *site) known(db *catalog.DB, name string) (*s3history.Known, error) {
 	sources, err := db.Sources()
 	if err != nil {
 		return nil, err
 	}
 	for _, src := range sources {
 		if src.Name == name && src.Writer == s.me.ID {
-			return s3history.Snapshots(db, src)
+			return s3history.ReadKnown(db, src)
 		}
 	}
-	return nil, nil
+	return &s3history.Known{}, nil
 }
 
-// pending counts the local snapshots of a source that are not in its history: what
-// backup.Job.Pending does, for one who has no Writer.
-func (s *site) pending(ctx context.Context, src *config.Source, known []s3history.Snapshot) (int, error) {
-	v, err := s.openVolume(src)
-	if err != nil {
-		return 0, err
+// pending counts the local snapshots of a member that are not in its history.
+func (m *member) pending(ctx context.Context, known *s3history.Known) (int, error) {
+	if m.err != nil {
+		return 0, m.err
 	}
-	all, err := v.List(ctx)
+	all, err := m.vol.List(ctx)
 	if err != nil {
 		return 0, err
 	}
 	n := 0
 	for _, snap := range all {
-		if !slices.ContainsFunc(known, func(k s3history.Snapshot) bool { return k.Info.GUID == snap.GUID && !k.Partial }) {
+		if _, ok, err := known.ByGUID(snap.GUID); err != nil {
+			return 0, err
+		} else if !ok {
 			n++
 		}
 	}

@@ -1,32 +1,170 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/btrfsvolume"
 	"github.com/secrate/secrate/internal/config"
+	"github.com/secrate/secrate/internal/keep"
+	"github.com/secrate/secrate/internal/zfsvolume"
+	"github.com/secrate/secrate/snapshot/zfs"
 )
 
-func (s *site) openVolume(src *config.Source) (*btrfsvolume.Volume, error) {
-	if src.Mode != config.Btrfs {
-		return nil, notYet(src.Mode)
-	}
-	v, err := btrfsvolume.Open(s.me.ID, src.Name, src.Path, src.Snapshots)
-	if err != nil {
-		return nil, hinted(err, "is it mounted? secrate source list shows the paths")
-	}
-	return v, nil
+// A member is what has a history of its own: a source of the configuration, or a child
+// dataset of one that is recursive.
+type member struct {
+	name string // of the child, that of the source, a slash and the rest of the dataset's
+	src  *config.Source
+	vol  backup.Volume
+	size int64 // of what a first snapshot has to read, about; -1 if that cannot be told
+	err  error // why there is no vol
 }
+
+// A selection is a source of the configuration, or one child of it.
+type selection struct {
+	*config.Source
+	child string // the member's name; empty for all members
+}
+
+// members opens what is selected: one member, or that of a dataset and those of its children.
+func (a *app) members(ctx context.Context, s *site, sel selection) []member {
+	m := member{name: sel.Name, src: sel.Source, size: -1}
+	switch sel.Mode {
+	case config.Btrfs:
+		v, err := btrfsvolume.Open(s.me.ID, sel.Name, sel.Path, sel.Snapshots)
+		if m.vol = v; err != nil {
+			m.vol, m.err = nil, hinted(err, "is it mounted? secrate source list shows the paths")
+		}
+		m.size = usedOf(sel.Path)
+	case config.ZFS:
+		all, err := a.datasets(ctx, s, sel)
+		if err == nil {
+			return all
+		}
+		m.err = zfsHint(err, sel.Dataset)
+	default:
+		m.err = notYet(sel.Mode)
+	}
+	return []member{m}
+}
+
+// datasets is members for a dataset.
+func (a *app) datasets(ctx context.Context, s *site, sel selection) ([]member, error) {
+	found, err := zfs.Datasets(ctx, sel.Dataset, true)
+	if err != nil {
+		return nil, err
+	}
+	o := zfsvolume.Options{Writer: s.me.ID, Source: sel.Name, Adopt: sel.Adopt, Log: a.log}
+	var children []zfs.Dataset
+	for _, d := range found[1:] {
+		excluded, err := d.Excluded()
+		if err != nil {
+			a.warn("%s: %v; it is kept", sel.Name, err)
+		}
+		switch {
+		case excluded || s.hasSource(d.Name, sel.Source):
+		case sel.Recursive:
+			children = append(children, d)
+		default:
+			o.Nested = append(o.Nested, d.Name)
+		}
+	}
+	var all []member
+	for _, d := range append(found[:1:1], children...) {
+		m := member{name: childName(sel.Source, d.Name), src: sel.Source, vol: zfsvolume.New(d, o), size: d.Size}
+		o.Nested = nil
+		if sel.child == "" || sel.child == m.name {
+			all = append(all, m)
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s has no child that is %s", sel.Name, sel.child)
+	}
+	return all, nil
+}
+
+// hasSource reports whether a dataset is kept by another source than but.
+func (s *site) hasSource(dataset string, but *config.Source) bool {
+	return slices.ContainsFunc(s.conf.Sources, func(src config.Source) bool {
+		return src.Mode == config.ZFS && src.Name != but.Name &&
+			(src.Dataset == dataset || src.Recursive && strings.HasPrefix(dataset, src.Dataset+"/") && len(src.Dataset) > len(but.Dataset))
+	})
+}
+
+// childName is the name of the history of a dataset that is src's or below it. What a name
+// cannot have is written as = and two hexadecimal digits.
+func childName(src *config.Source, dataset string) string {
+	var b strings.Builder
+	b.WriteString(src.Name)
+	for _, c := range []byte(strings.TrimPrefix(dataset, src.Dataset)) {
+		if c == ' ' || c == ':' {
+			fmt.Fprintf(&b, "=%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// keepRule returns the rule of a source, which the configuration's reader has checked.
+func keepRule(src *config.Source) keep.Rule {
+	r, err := keep.Parse(src.Keep)
+	if err != nil {
+		panic("secrate: internal error: " + err.Error())
+	}
+	return r
+}
+
+// usedOf is about how much there is to read at path: what is used of its file system, which
+// may hold more than the source. It is good enough to tell hours from days.
+func usedOf(path string) int64 {
+	var st unix.Statfs_t
+	if unix.Statfs(path, &st) != nil {
+		return -1
+	}
+	return int64(st.Blocks-st.Bfree) * st.Bsize
+}
+
+// zfsHint adds to an error about a dataset what can be done.
+func zfsHint(err error, dataset string) error {
+	var hint string
+	switch {
+	case errors.Is(err, zfs.ErrNoZFS):
+		hint = "modprobe zfs, if this is the machine with the pool; if not: ssh NAS zfs send SNAPSHOT | secrate ingest NAME, of a source with --mode stream"
+	case errors.Is(err, zfs.ErrSuspended):
+		hint = fmt.Sprintf("zpool status %[1]s; when its devices are back: zpool clear %[1]s", zfs.Pool(dataset))
+	case errors.Is(err, zfs.ErrKey):
+		hint = "zfs load-key " + dataset + "; snapshots that are taken meanwhile wait until then"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "run it as root, or let root say once: zfs allow -u USER " + zfsRights + " " + dataset
+	case errors.Is(err, zfsvolume.ErrNothing):
+		hint = "zfs list -t snapshot " + dataset + " shows what there is; patterns are in the configuration, as adopt"
+	case errors.Is(err, fs.ErrNotExist):
+		hint = "zfs list shows what there is; if the dataset has another name now, change it in the configuration: the history goes on"
+	default:
+		return err
+	}
+	return hinted(err, "%s", hint)
+}
+
+// zfsRights is what a user needs who is not root. To destroy takes mount as well.
+const zfsRights = "send,snapshot,hold,release,bookmark,destroy,mount"
 
 // notYet refuses what other versions will do.
 func notYet(m config.Mode) error {
-	what := map[config.Mode]string{config.ZFS: "ZFS datasets", config.Files: "ordinary directories"}[m]
+	what := map[config.Mode]string{config.Files: "ordinary directories"}[m]
 	return hinted(fmt.Errorf("%s cannot be kept by this version of secrate yet", what), "%s", notYetHint)
 }
 
-const notYetHint = "Btrfs subvolumes can, and with --mode stream whatever secrate ingest is given as a send stream of Btrfs or ZFS"
+const notYetHint = "Btrfs subvolumes and ZFS datasets can, and with --mode stream whatever secrate ingest is given as a send stream of either"
 
 // zfsMagic is the type that statfs(2) gives for ZFS.
 const zfsMagic = 0x2fc12fc1

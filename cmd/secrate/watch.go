@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/progress"
 	"github.com/secrate/secrate/internal/status"
@@ -202,12 +200,5 @@ func (s *sourceWatch) done(err error) {
 	}
 }
 
-// guess estimates how much a first snapshot has to read: what is used of the file
-// system at path, which may hold more than the source. It is good enough to tell
-// hours from days.
-func (s *sourceWatch) guess(path string) {
-	var st unix.Statfs_t
-	if unix.Statfs(path, &st) == nil {
-		s.total = int64(st.Blocks-st.Bfree) * st.Bsize
-	}
-}
+// expect says how much a first snapshot has to read, about; -1 says nothing.
+func (s *sourceWatch) expect(total int64) { s.total = total }

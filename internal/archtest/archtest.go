@@ -38,7 +38,7 @@ var (
 
 	// Leaves do one thing each and know the nouns alone.
 	leaves = []string{
-		"internal/catalog", "internal/config", "internal/delta", "internal/exclude",
+		"internal/catalog", "internal/config", "internal/delta", "internal/exclude", "internal/keep",
 		"internal/localfs", "internal/progress", "internal/seal", "internal/status", "internal/when",
 	}
 
@@ -56,9 +56,10 @@ var Rules = []Rule{
 	{"s3history/store", nil},
 
 	{"internal/catalog", nouns},
-	{"internal/config", nouns},
+	{"internal/config", join(nouns, "internal/keep")},
 	{"internal/delta", nouns},
 	{"internal/exclude", nouns},
+	{"internal/keep", nil},
 	{"internal/localfs", nouns},
 	{"internal/progress", nouns},
 	{"internal/seal", nouns},
@@ -89,7 +90,7 @@ var Rules = []Rule{
 	{"internal/backup", join(nouns, join(leaves, contracts...)...)},
 	{"internal/restore", join(nouns, join(leaves, contracts...)...)},
 	// What joins the two implementations that one file system has.
-	{"internal/zfsvolume", join(nouns, "internal/backup", "s3history", "sendstream/zfs")},
+	{"internal/zfsvolume", join(nouns, "internal/backup", "internal/localfs", "s3history", "sendstream/zfs", "snapshot/zfs")},
 	{"internal/btrfsvolume", join(nouns, "internal/backup", "internal/config", "s3history", "sendstream/btrfs", "snapshot/btrfs")},
 	{"internal/daemon", join(nouns, join(leaves, join(contracts, "internal/backup", "internal/restore", "internal/web")...)...)},
 	{"internal/web", join(nouns, join(leaves, join(contracts, "internal/restore")...)...)},

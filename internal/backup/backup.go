@@ -3,7 +3,7 @@
 //	              ┌─ a base is at hand: changes by send stream, bytes from the snapshot ─┐
 //	snapshot ─────┤                                                                      ├─► Update ─► commit
 //	              └─ none: walk it, compare with the newest state                        │
-//	send stream ───── apply it, bytes come with it ──────────────────────────────────────┘
+//	send stream ───── apply it, bytes come with it, or from the snapshot ────────────────┘
 //
 // Files are read by several workers, each with one file at a time; what they find is
 // recorded in the order of the tree by one. A worker holds at most a few MiB: the piece
@@ -26,22 +26,30 @@ import (
 	"github.com/secrate/secrate/internal/crashpoint"
 	"github.com/secrate/secrate/internal/exclude"
 	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/internal/keep"
 	"github.com/secrate/secrate/internal/localfs"
 	"github.com/secrate/secrate/s3history"
 )
 
-// A Volume is a file system that takes snapshots of one source.
+// A Volume is a file system that takes snapshots of one source. It is a [Differ] or a
+// [Sender].
 type Volume interface {
 	// Take makes a snapshot now.
 	Take(ctx context.Context) (Snapshot, error)
-	// List returns the snapshots that Take made and Release has not taken away, in
-	// the order they were made.
+	// List returns the snapshots that are the source's, in the order they were made: those
+	// that Take made and Release has not taken away.
 	List(ctx context.Context) ([]Snapshot, error)
 	// Nested returns the paths, relative to the source's root and sorted, of what looks
-	// like a part of the source and is in no snapshot of it.
-	Nested(ctx context.Context) ([]string, error)
-	// Release takes a snapshot away.
-	Release(ctx context.Context, s Snapshot) error
+	// like a part of the source and is in no snapshot of it, and what they are.
+	Nested(ctx context.Context) (paths []string, what string, err error)
+	// Release says that s is needed no longer. If destroy is set and Take made it, it is
+	// taken away; else it is left to whoever wants it.
+	Release(ctx context.Context, s Snapshot, destroy bool) error
+}
+
+// A Differ is a Volume that says what has changed between two snapshots, which are read.
+type Differ interface {
+	Volume
 	// Changes applies to u what changed from base to s, without file data: for that it
 	// calls Changed. The lists it returns are paths that have to be looked at again
 	// because of excludes: unknown where content or attributes are not known, moved
@@ -50,8 +58,8 @@ type Volume interface {
 	Changes(ctx context.Context, s, base Snapshot, u *s3history.Update, excluded func(string, bool) bool) (unknown, moved []string, err error)
 }
 
-// ErrMisfit is wrapped by an error of Volume.Changes: the changes cannot be made in what
-// the history has of the base.
+// ErrMisfit is wrapped by an error of Differ.Changes or of a unit's Apply: the changes
+// cannot be made in what the history has of the base.
 var ErrMisfit = errors.New("the history has not what the changes start from")
 
 // A Snapshot is one that a Volume took.
@@ -59,7 +67,8 @@ type Snapshot struct {
 	Name string
 	GUID [16]byte // what the file system knows it by for ever
 	Time time.Time
-	Path string // where it can be read
+	Path string // where it can be read; of a Differ
+	Held bool   // the file system keeps it from being destroyed, for us
 }
 
 // An Observer hears how a source comes along. Its methods may be called concurrently.
@@ -80,7 +89,8 @@ type Options struct {
 	Source   string            // needed: the source's name
 	Exclude  []string          // patterns in gitignore's syntax
 	Host     string
-	Workers  int // files read at once; 0 means 4
+	Keep     keep.Rule // local snapshots that stay, beside those that are needed
+	Workers  int       // files read at once; 0 means 4
 	Observer Observer
 	Log      *slog.Logger
 }
@@ -136,103 +146,169 @@ func (r *Result) fail(path string, err error) {
 }
 
 // Take takes a snapshot, which is then pending.
-func (j *Job) Take(ctx context.Context, v Volume) (Snapshot, error) {
-	j.o.Observer.Phase(j.o.Source, "snapshot")
-	crashpoint.Here("snapshot before")
-	s, err := v.Take(ctx)
-	if err != nil {
-		return s, err
-	}
-	crashpoint.Here("snapshot after")
-	return s, nil
+func (j *Job) Take(ctx context.Context, v Volume) (s Snapshot, err error) {
+	_, err = j.TakeTogether(func() ([]Snapshot, error) {
+		s, err = v.Take(ctx)
+		return nil, err
+	})
+	return s, err
 }
 
-// Pending returns the snapshots of v that are not in the history, oldest first, and
-// all that are there.
-func (j *Job) Pending(ctx context.Context, v Volume) (pending, all []Snapshot, err error) {
-	if all, err = v.List(ctx); err != nil {
-		return nil, nil, err
+// TakeTogether takes snapshots of the source and of others, as take does.
+func (j *Job) TakeTogether(take func() ([]Snapshot, error)) ([]Snapshot, error) {
+	j.o.Observer.Phase(j.o.Source, "snapshot")
+	crashpoint.Here("snapshot before")
+	all, err := take()
+	if err == nil {
+		crashpoint.Here("snapshot after")
 	}
-	source, err := j.w.Source(j.o.Source)
-	if err != nil {
-		return nil, nil, err
-	}
-	known, err := j.w.Snapshots(source)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, s := range all {
-		if !slices.ContainsFunc(known, func(k s3history.Snapshot) bool { return k.Info.GUID == s.GUID && !k.Partial }) {
-			pending = append(pending, s)
-		}
-	}
-	return pending, all, nil
+	return all, err
 }
 
 // Upload makes every pending snapshot a point in time of the history, and then takes
 // away those that are no longer needed: all before the newest committed one, which is
-// kept as the base of the next.
+// kept as the base of the next, but for what the rule keeps.
 func (j *Job) Upload(ctx context.Context, v Volume) (Result, error) {
 	var res Result
-	pending, all, err := j.Pending(ctx, v)
+	source, err := j.w.Source(j.o.Source)
 	if err != nil {
 		return res, err
 	}
-	res.Pending = len(pending)
-	if all, err = j.releaseOld(ctx, v, pending, all); err != nil {
+	l, err := j.local(ctx, v, source)
+	if err != nil {
 		return res, err
 	}
-	for _, s := range pending {
-		committed, err := j.upload(ctx, v, s, all, &res)
+	res.Pending = len(l.pending())
+	if err := j.settle(ctx, v, l); err != nil {
+		return res, err
+	}
+	for _, s := range l.pending() {
+		var committed bool
+		var err error
+		switch v := v.(type) {
+		case Differ:
+			committed, err = j.upload(ctx, v, source, s, l.all, &res)
+		case Sender:
+			committed, err = j.send(ctx, v, source, s, &res)
+		default:
+			panic(fmt.Sprintf("backup: internal error: a volume that is a %T", v))
+		}
 		if err != nil {
 			return res, fmt.Errorf("snapshot %s: %w", s.Name, err)
 		}
 		res.Pending--
 		res.Unchanged = !committed
-		if !committed {
+		if _, reads := v.(Differ); reads && !committed {
 			// The base has the same in it and stays.
-			if err := j.release(ctx, v, s); err != nil {
+			if err := j.release(ctx, v, s, true); err != nil {
 				return res, err
 			}
-			all = slices.DeleteFunc(all, func(o Snapshot) bool { return o.GUID == s.GUID })
-			continue
 		}
-		for len(all) > 0 && all[0].GUID != s.GUID {
-			if err := j.release(ctx, v, all[0]); err != nil {
-				return res, err
-			}
-			all = all[1:]
+		if l, err = j.local(ctx, v, source); err != nil {
+			return res, err
+		}
+		if err := j.settle(ctx, v, l); err != nil {
+			return res, err
 		}
 	}
 	return res, nil
 }
 
-// releaseOld takes away what a run that was killed after its commit could not: the
-// committed snapshots before the newest of them. It returns those that are left.
-func (j *Job) releaseOld(ctx context.Context, v Volume, pending, all []Snapshot) ([]Snapshot, error) {
-	source, err := j.w.Source(j.o.Source)
-	if err != nil {
-		return nil, err
-	}
-	head, err := j.w.Head(source)
-	if err != nil {
-		return nil, err
-	}
-	newest := slices.IndexFunc(all, func(s Snapshot) bool { return s.GUID == head.Info.GUID })
-	var left []Snapshot
-	for i, s := range all {
-		if i >= newest || slices.ContainsFunc(pending, func(p Snapshot) bool { return p.GUID == s.GUID }) {
-			left = append(left, s)
-		} else if err := j.release(ctx, v, s); err != nil {
-			return nil, err
-		}
-	}
-	return left, nil
+// A local is what the file system has of a source's snapshots.
+type local struct {
+	all  []Snapshot
+	seqs []uint64 // of each the number in the history; 0 for one that is pending
+	head uint64   // the newest number
 }
 
-func (j *Job) release(ctx context.Context, v Volume, s Snapshot) error {
+// local asks for them.
+func (j *Job) local(ctx context.Context, v Volume, source catalog.Source) (*local, error) {
+	all, err := v.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	known, err := j.w.Known(source)
+	if err != nil {
+		return nil, err
+	}
+	l := &local{all: all, seqs: make([]uint64, len(all))}
+	if n := len(known.All); n > 0 {
+		l.head = known.All[n-1].Seq
+	}
+	for i, s := range all {
+		have, _, err := known.ByGUID(s.GUID)
+		if err != nil {
+			return nil, err
+		}
+		l.seqs[i] = have.Seq
+	}
+	return l, nil
+}
+
+// pending are the snapshots that are not in the history, oldest first.
+func (l *local) pending() []Snapshot {
+	var pending []Snapshot
+	for i, s := range l.all {
+		if l.seqs[i] == 0 {
+			pending = append(pending, s)
+		}
+	}
+	return pending
+}
+
+// unneeded returns the committed snapshots before the newest of them, which is the base of
+// the next: those that a rule keeps, and those that nothing does. As long as the newest
+// snapshot of the history is not among all nothing is unneeded: any of the older ones may
+// be of use.
+func (l *local) unneeded(rule keep.Rule) (kept, rest []Snapshot) {
+	var done []Snapshot // with the base, the last
+	base := -1
+	for i, s := range l.all {
+		if l.seqs[i] != 0 {
+			done = append(done, s)
+			base = i
+		}
+	}
+	if base < 0 || l.seqs[base] != l.head {
+		return nil, nil
+	}
+	times := make([]time.Time, len(done))
+	for i, s := range done {
+		times[i] = s.Time.Local()
+	}
+	stays := rule.Select(times)
+	for i, s := range done[:len(done)-1] {
+		if stays[i] {
+			kept = append(kept, s)
+		} else {
+			rest = append(rest, s)
+		}
+	}
+	return kept, rest
+}
+
+// settle lets go of the snapshots that are needed no longer, also of those that a run which
+// was killed could not.
+func (j *Job) settle(ctx context.Context, v Volume, l *local) error {
+	kept, rest := l.unneeded(j.o.Keep)
+	for _, s := range kept {
+		if s.Held {
+			if err := j.release(ctx, v, s, false); err != nil {
+				return err
+			}
+		}
+	}
+	for _, s := range rest {
+		if err := j.release(ctx, v, s, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (j *Job) release(ctx context.Context, v Volume, s Snapshot, destroy bool) error {
 	crashpoint.Here("release before")
-	if err := v.Release(ctx, s); err != nil {
+	if err := v.Release(ctx, s, destroy); err != nil {
 		return fmt.Errorf("release snapshot %s: %w", s.Name, err)
 	}
 	crashpoint.Here("release after")
@@ -240,11 +316,7 @@ func (j *Job) release(ctx context.Context, v Volume, s Snapshot) error {
 }
 
 // upload commits one snapshot. It reports false when nothing changed.
-func (j *Job) upload(ctx context.Context, v Volume, s Snapshot, all []Snapshot, res *Result) (bool, error) {
-	source, err := j.w.Source(j.o.Source)
-	if err != nil {
-		return false, err
-	}
+func (j *Job) upload(ctx context.Context, v Differ, source catalog.Source, s Snapshot, all []Snapshot, res *Result) (bool, error) {
 	head, err := j.w.Head(source)
 	if err != nil {
 		return false, err
@@ -275,7 +347,7 @@ func (j *Job) upload(ctx context.Context, v Volume, s Snapshot, all []Snapshot, 
 
 // commit makes a snapshot a point in time of the history: from the base, if it is among
 // all, else by reading everything.
-func (j *Job) commit(ctx context.Context, v Volume, source catalog.Source, s Snapshot, all []Snapshot, head s3history.Snapshot,
+func (j *Job) commit(ctx context.Context, v Differ, source catalog.Source, s Snapshot, all []Snapshot, head s3history.Snapshot,
 	tree *localfs.Tree, res *Result) (s3history.Snapshot, error) {
 	u, err := j.w.Begin(ctx, source, s3history.SnapshotInfo{
 		Time: filetree.TimeOf(s.Time), Origin: s.Name, GUID: s.GUID, Exclude: j.o.Exclude, Host: j.o.Host,
@@ -293,7 +365,7 @@ func (j *Job) commit(ctx context.Context, v Volume, source catalog.Source, s Sna
 }
 
 // read brings what is in the snapshot into the update.
-func (j *Job) read(ctx context.Context, v Volume, u *s3history.Update, s Snapshot, all []Snapshot, head s3history.Snapshot,
+func (j *Job) read(ctx context.Context, v Differ, u *s3history.Update, s Snapshot, all []Snapshot, head s3history.Snapshot,
 	tree *localfs.Tree, res *Result) error {
 	r := j.newReader(ctx, u, tree, res)
 	if err := j.bring(ctx, v, u, s, all, head, r); err != nil {
@@ -306,25 +378,25 @@ func (j *Job) read(ctx context.Context, v Volume, u *s3history.Update, s Snapsho
 // warnNested names what looks like a part of the source and is not, once each.
 func (j *Job) warnNested(ctx context.Context, v Volume, u *s3history.Update) {
 	const note = "nested"
-	all, err := v.Nested(ctx)
+	all, what, err := v.Nested(ctx)
 	if err == nil {
 		all = slices.DeleteFunc(all, func(p string) bool { return j.exclude.Excluded(p, true) })
 		var said []byte
 		said, err = u.Note(note)
 		for _, p := range all {
 			if !slices.Contains(strings.Split(string(said), "\x00"), p) {
-				j.o.Observer.Warn(j.o.Source, fmt.Sprintf("%s is a subvolume of its own, which no snapshot of this source holds: it needs a source of its own", p))
+				j.o.Observer.Warn(j.o.Source, fmt.Sprintf("%s is a %s of its own, which no snapshot of this source holds: it needs a source of its own", p, what))
 			}
 		}
 		err = errors.Join(err, u.SetNote(note, []byte(strings.Join(all, "\x00"))))
 	}
 	if err != nil { // no reason to go without a snapshot
-		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("subvolumes inside, which need sources of their own, were not looked for: %v", err))
+		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("what is inside and needs a source of its own was not looked for: %v", err))
 	}
 }
 
 // bring chooses between the increment from the base and a walk.
-func (j *Job) bring(ctx context.Context, v Volume, u *s3history.Update, s Snapshot, all []Snapshot, head s3history.Snapshot, r *reader) error {
+func (j *Job) bring(ctx context.Context, v Differ, u *s3history.Update, s Snapshot, all []Snapshot, head s3history.Snapshot, r *reader) error {
 	i := slices.IndexFunc(all, func(b Snapshot) bool { return b.GUID == head.Info.GUID })
 	switch {
 	case head.Seq == 0:

@@ -9,6 +9,7 @@ import (
 
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/internal/localfs"
 	"github.com/secrate/secrate/s3history"
 )
 
@@ -27,6 +28,9 @@ type Unit struct {
 	// say enough. before is what was handed on with the snapshot that it starts from, nil
 	// if nothing is known to have been; after is handed on, and not empty.
 	Apply func(ctx context.Context, u *s3history.Update, excluded func(string, bool) bool, before []byte) (unknown []string, after []byte, err error)
+	// Now and Base, if not nil, are the snapshot that the unit makes and the one it starts
+	// from, to be read: then Apply says with Changed where content of files has changed.
+	Now, Base *localfs.Tree
 }
 
 // ErrBase is wrapped by Ingest when a stream starts from a snapshot that the history
@@ -51,54 +55,57 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 	if err != nil {
 		return err
 	}
-	known, err := j.w.Snapshots(source)
+	return j.ingest(ctx, source, unit, now, res, func(*s3history.Update) {})
+}
+
+// ingest is Ingest for a source; with is called before the commit.
+func (j *Job) ingest(ctx context.Context, source catalog.Source, unit Unit, now filetree.Time, res *Result, with func(u *s3history.Update)) error {
+	known, err := j.w.Known(source)
 	if err != nil {
 		return err
 	}
-	byGUID := func(g [16]byte) int {
-		if seq, err := j.w.Alias(source, g); err == nil && seq != 0 {
-			return lastIndex(known, func(s s3history.Snapshot) bool { return s.Seq == seq })
-		}
-		return lastIndex(known, func(s s3history.Snapshot) bool { return s.Info.GUID == g && !s.Partial })
+	var head s3history.Snapshot
+	if n := len(known.All); n > 0 {
+		head = known.All[n-1]
 	}
 	stale := false // what is kept is not of the newest snapshot, or there is nothing
-	if n := len(known); n > 0 && unit.StateKey != nil && unit.Parent == nil {
-		kept, err := j.w.KeptAt(source, known[n-1].Seq, unit.StateKey)
-		if err != nil {
+	if head.Seq > 0 && unit.StateKey != nil && unit.Parent == nil {
+		if stale, err = j.stale(source, known, head.Seq, unit.StateKey); err != nil {
 			return err
 		}
-		stale = !slices.ContainsFunc(guidsIn(kept), func(g [16]byte) bool { return byGUID(g) == n-1 })
 	}
-	i := byGUID(unit.GUID)
+	have, ok, err := known.ByGUID(unit.GUID)
 	switch {
-	case i < 0 || unit.GUID == [16]byte{}:
+	case err != nil:
+		return err
+	case !ok || unit.GUID == [16]byte{}:
 	case stale: // it makes anew what later ones need
-		if i < len(known)-1 {
+		if have.Seq < head.Seq {
 			j.o.Observer.Warn(j.o.Source, fmt.Sprintf("snapshot %s, which is in the history as #%d, is told once more as the newest: what later streams need of it is not remembered",
-				unit.Name, known[i].Seq))
+				unit.Name, have.Seq))
 		}
 	default:
-		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("snapshot %s is in the history already, as #%d", unit.Name, known[i].Seq))
+		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("snapshot %s is in the history already, as #%d", unit.Name, have.Seq))
 		res.Unchanged = true
 		return nil
 	}
-	var base uint64
+	var base s3history.Snapshot
 	var before []byte
 	if unit.Parent != nil {
-		i := byGUID(*unit.Parent)
-		if i < 0 {
+		if base, ok, err = known.ByGUID(*unit.Parent); err != nil {
+			return err
+		} else if !ok {
 			have := "nothing yet"
-			if n := len(known); n > 0 {
-				have = fmt.Sprintf("up to #%d, snapshot %s with %s", known[n-1].Seq, known[n-1].Info.Origin, guidText(known[n-1].Info.GUID))
+			if head.Seq > 0 {
+				have = fmt.Sprintf("up to #%d, snapshot %s with %s", head.Seq, head.Info.Origin, guidText(head.Info.GUID))
 			}
 			return fmt.Errorf("stream of %s starts from the snapshot with %s; source %s has %s: %w", unit.Name, guidText(*unit.Parent), j.o.Source, have, ErrBase)
 		}
-		base = known[i].Seq
-		if before, err = j.handedOn(source, &unit, known[i]); err != nil {
+		if before, err = j.handedOn(source, &unit, base); err != nil {
 			return err
 		}
-		if !slices.Equal(known[i].Info.Exclude, j.o.Exclude) {
-			j.o.Observer.Warn(j.o.Source, fmt.Sprintf("what is excluded has changed since #%d: what was until then and is no longer comes with a full stream", base))
+		if !slices.Equal(base.Info.Exclude, j.o.Exclude) {
+			j.o.Observer.Warn(j.o.Source, fmt.Sprintf("what is excluded has changed since #%d: what was until then and is no longer comes with a full stream", base.Seq))
 		}
 	}
 	if unit.Time != (filetree.Time{}) {
@@ -115,7 +122,7 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 	case stale:
 		err = u.ForgetKept()
 	case unit.Parent != nil:
-		err = u.Revert(base)
+		err = u.Revert(base.Seq)
 	}
 	if err != nil {
 		return err
@@ -129,8 +136,16 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 	if err != nil {
 		return err
 	}
+	if unit.Now != nil {
+		r := j.newReader(ctx, u, unit.Now, res)
+		r.base, r.told = unit.Base, true
+		if err := errors.Join(r.changes(nil, nil), r.saveAgain()); err != nil {
+			return err
+		}
+	}
+	with(u)
 	if unit.StateKey == nil {
-		if err := keep(u, unit.GUID, after); err != nil {
+		if err := handOn(u, unit.GUID, after); err != nil {
 			return err
 		}
 	}
@@ -144,7 +159,7 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 		// have changed, and a crash before the alias leaves a note that nobody asks for.
 		res.Unchanged = true
 		if unit.StateKey == nil {
-			if err := keep(sourceNotes{j.w, source}, unit.GUID, after); err != nil {
+			if err := handOn(sourceNotes{j.w, source}, unit.GUID, after); err != nil {
 				return err
 			}
 		}
@@ -157,6 +172,20 @@ func (j *Job) Ingest(ctx context.Context, unit Unit, now filetree.Time, res *Res
 	}
 	res.Committed = append(res.Committed, s)
 	return nil
+}
+
+// stale reports whether what is kept at the newest snapshot is not of it.
+func (j *Job) stale(source catalog.Source, known *s3history.Known, head uint64, stateKey []byte) (bool, error) {
+	kept, err := j.w.KeptAt(source, head, stateKey)
+	if err != nil {
+		return false, err
+	}
+	for _, g := range guidsIn(kept) {
+		if s, _, err := known.ByGUID(g); err != nil || s.Seq == head {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // guidText is a snapshot's identity as the tools of its file system show it: of ZFS, which
@@ -191,13 +220,4 @@ func (j *Job) handedOn(source catalog.Source, unit *Unit, base s3history.Snapsho
 		err = fmt.Errorf("stream of %s starts from #%d, snapshot %s: %w", unit.Name, base.Seq, base.Info.Origin, ErrNames)
 	}
 	return before, err
-}
-
-func lastIndex[T any](s []T, f func(T) bool) int {
-	for i, v := range slices.Backward(s) {
-		if f(v) {
-			return i
-		}
-	}
-	return -1
 }

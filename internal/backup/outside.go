@@ -135,7 +135,7 @@ func (r *reader) unspoken(n filetree.NodeID) (*task, error) {
 			return fmt.Errorf("%s: %w", t.path, t.err)
 		}
 		r.linked(n, &t.stat)
-		if err := r.u.Replace(n, &t.stat.Attr); err != nil {
+		if err := r.replace(n, &t.stat.Attr); err != nil {
 			return err
 		}
 		return r.put(t, n)

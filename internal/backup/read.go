@@ -26,6 +26,7 @@ type reader struct {
 	u    *s3history.Update
 	tree *localfs.Tree
 	base *localfs.Tree // the base snapshot's tree, or nil
+	told bool          // attributes are those that the stream told, and not looked at
 	res  *Result
 
 	links  map[uint64]filetree.NodeID // see walker
@@ -334,7 +335,7 @@ func (r *reader) changed(n filetree.NodeID, whole bool) (*task, error) {
 		if a.Ino != 0 && t.stat.Ino != a.Ino && n != filetree.RootNode {
 			return fmt.Errorf("%s: inode %d in the snapshot, %d in the stream: they do not belong together", t.path, t.stat.Ino, a.Ino)
 		}
-		if err := r.u.Replace(n, &t.stat.Attr); err != nil {
+		if err := r.replace(n, &t.stat.Attr); err != nil {
 			return err
 		}
 		r.j.o.Observer.Seen(1, 0)
@@ -343,6 +344,9 @@ func (r *reader) changed(n filetree.NodeID, whole bool) (*task, error) {
 	}
 	ranges := r.u.Unread(n)
 	fresh := r.u.New(n)
+	if r.told && (a.Kind != filetree.File || !fresh && !whole && len(ranges) == 0) {
+		return nil, nil
+	}
 	switch {
 	case a.Kind == filetree.File && (fresh || whole || len(ranges) > 0):
 		old, err := r.findOld(n, fresh)
@@ -362,6 +366,15 @@ func (r *reader) changed(n filetree.NodeID, whole bool) (*task, error) {
 		}
 	}
 	return t, nil
+}
+
+// replace gives a node the attributes that the tree has, or those it has but for that it is
+// incomplete.
+func (r *reader) replace(n filetree.NodeID, a *filetree.Attr) error {
+	if r.told {
+		return r.u.SetAttr(n, func(a *filetree.Attr) { a.Incomplete = false })
+	}
+	return r.u.Replace(n, a)
 }
 
 // lookFile opens a file, says what it is, and sends what is in it.

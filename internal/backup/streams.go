@@ -36,8 +36,8 @@ type sourceNotes struct {
 func (n sourceNotes) Note(name string) ([]byte, error)    { return n.w.Note(n.source, name) }
 func (n sourceNotes) SetNote(name string, v []byte) error { return n.w.SetNote(n.source, name, v) }
 
-// keep keeps what is handed on from a snapshot, and drops what is too old.
-func keep(n notes, guid [16]byte, outside []byte) error {
+// handOn keeps what is handed on from a snapshot, and drops what is too old.
+func handOn(n notes, guid [16]byte, outside []byte) error {
 	const entry = 16 + 8
 	index, err := n.Note(outsideIndex)
 	if err != nil {

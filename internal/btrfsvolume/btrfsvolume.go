@@ -1,4 +1,4 @@
-// Package btrfsvolume makes a Btrfs subvolume a backup.Volume, and a unit of a Btrfs
+// Package btrfsvolume makes a Btrfs subvolume a backup.Differ, and a unit of a Btrfs
 // send stream a backup.Unit: it joins package snapshot/btrfs, which takes snapshots and
 // lets the kernel say what changed, to sendstream/btrfs, which understands the answer.
 package btrfsvolume
@@ -112,17 +112,20 @@ func (v *Volume) List(ctx context.Context) ([]backup.Snapshot, error) {
 }
 
 // Nested implements backup.Volume.
-func (v *Volume) Nested(context.Context) ([]string, error) {
+func (v *Volume) Nested(context.Context) ([]string, string, error) {
 	all, err := v.sub.Nested()
-	return slices.DeleteFunc(all, func(p string) bool { return filepath.Join(v.sub.Path, p) == v.dir() }), err
+	return slices.DeleteFunc(all, func(p string) bool { return filepath.Join(v.sub.Path, p) == v.dir() }), "subvolume", err
 }
 
 // Release implements backup.Volume.
-func (v *Volume) Release(ctx context.Context, s backup.Snapshot) error {
+func (v *Volume) Release(ctx context.Context, s backup.Snapshot, destroy bool) error {
+	if !destroy {
+		return nil
+	}
 	return btrfs.Destroy(filepath.Dir(s.Path), s.Name)
 }
 
-// Changes implements backup.Volume: the kernel is asked for a stream without data.
+// Changes implements backup.Differ: the kernel is asked for a stream without data.
 func (v *Volume) Changes(ctx context.Context, s, base backup.Snapshot, u *s3history.Update,
 	excluded func(string, bool) bool) (unknown, moved []string, err error) {
 	snap, err := openSnapshot(s)

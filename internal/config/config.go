@@ -17,6 +17,14 @@
 //	mode = "btrfs"                   # btrfs, stream, zfs or files
 //	exclude = ["*.tmp", "/ann/.cache/"]
 //	snapshots = "/mnt/pool/.secrate" # inside the subvolume when missing
+//	keep = "24 hourly, 7 daily"      # local snapshots that stay; only the newest when missing
+//
+//	[[source]]
+//	name = "tank"
+//	dataset = "tank/data"            # of ZFS, in place of a path
+//	mode = "zfs"
+//	recursive = true                 # with its children, each a source tank/CHILD
+//	adopt = ["autosnap_*"]           # take no snapshots, but those that are called so
 //
 //	[[source]]
 //	name = "nas"
@@ -37,6 +45,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -44,6 +53,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/secrate/secrate/internal/keep"
 )
 
 // A Config is the content of a configuration file.
@@ -68,10 +79,15 @@ type Upload struct {
 // A Source is one subvolume, dataset or directory with a history of its own.
 type Source struct {
 	Name      string   `toml:"name"`
-	Path      string   `toml:"path,omitempty"` // absolute; empty in Stream mode
+	Path      string   `toml:"path,omitempty"` // absolute; empty in ZFS and Stream mode
 	Mode      Mode     `toml:"mode"`
 	Exclude   []string `toml:"exclude,omitempty"`   // patterns of package exclude
 	Snapshots string   `toml:"snapshots,omitempty"` // directory of the local snapshots; empty means inside Path
+	Keep      string   `toml:"keep,omitempty"`      // a rule of package keep: local snapshots that stay when they are committed
+
+	Dataset   string   `toml:"dataset,omitempty"`   // in ZFS mode, in place of Path
+	Recursive bool     `toml:"recursive,omitempty"` // in ZFS mode: each child is a source as well
+	Adopt     []string `toml:"adopt,omitempty"`     // in ZFS mode: patterns of path.Match for snapshots that something else takes
 }
 
 // A Mode says how the changes of a source are found.
@@ -151,6 +167,7 @@ const (
 	kindString kind = "a string"
 	kindInt    kind = "a number"
 	kindList   kind = "a list of strings"
+	kindBool   kind = "true or false"
 	kindInline kind = "a list of tables" // another way to write [[table]]
 )
 
@@ -168,6 +185,10 @@ var schema = map[string]kind{
 	"source.mode":           kindString,
 	"source.exclude":        kindList,
 	"source.snapshots":      kindString,
+	"source.keep":           kindString,
+	"source.dataset":        kindString,
+	"source.recursive":      kindBool,
+	"source.adopt":          kindList,
 }
 
 // Parse reads the text of the file called name. The error joins an [*Error] for
@@ -334,14 +355,32 @@ func (s *Source) check() []fault {
 		}
 		add("mode", "%s", msg)
 	}
-	if s.Mode == Stream {
+	if s.Mode != ZFS {
+		for _, f := range []struct {
+			key string
+			set bool
+		}{{"dataset", s.Dataset != ""}, {"recursive", s.Recursive}, {"adopt", s.Adopt != nil}} {
+			if f.set {
+				add(f.key, "is for sources of mode zfs")
+			}
+		}
+	}
+	switch s.Mode {
+	case Stream:
+		for _, f := range []struct {
+			key string
+			set bool
+		}{{"snapshots", s.Snapshots != ""}, {"keep", s.Keep != ""}} {
+			if f.set {
+				add(f.key, "a source of mode stream takes no snapshots")
+			}
+		}
 		if s.Path != "" {
 			add("path", "a source of mode stream has none: it is fed by secrate ingest")
 		}
-		if s.Snapshots != "" {
-			add("snapshots", "a source of mode stream takes none")
-		}
-	} else {
+	case ZFS:
+		s.checkZFS(add)
+	default:
 		switch {
 		case s.Path == "":
 			add("path", "missing")
@@ -352,6 +391,9 @@ func (s *Source) check() []fault {
 			add("snapshots", "%q is not absolute", s.Snapshots)
 		}
 	}
+	if _, err := keep.Parse(s.Keep); err != nil {
+		add("keep", "%v", err)
+	}
 	if strings.ContainsRune(s.Path, 0) {
 		add("path", "has a NUL")
 	}
@@ -359,6 +401,36 @@ func (s *Source) check() []fault {
 		add("snapshots", "has a NUL")
 	}
 	return faults
+}
+
+// checkZFS is check for what a dataset has and others do not, or the other way round.
+func (s *Source) checkZFS(add func(key, format string, args ...any)) {
+	switch {
+	case s.Path != "":
+		add("path", "a source of mode zfs has none, but dataset = \"POOL/NAME\"")
+	case s.Dataset == "":
+		add("dataset", "missing; it is the name of a dataset, as zfs list shows it")
+	}
+	if strings.ContainsAny(s.Dataset, "@#\x00\n\t") {
+		add("dataset", "%q is not the name of a dataset", s.Dataset)
+	}
+	if s.Snapshots != "" {
+		add("snapshots", "a dataset has its own")
+	}
+	if len(s.Exclude) > 0 {
+		add("exclude", "of a dataset nothing can be left out; what is not wanted can be a dataset of its own")
+	}
+	if s.Adopt != nil && len(s.Adopt) == 0 {
+		add("adopt", "is empty")
+	}
+	for _, p := range s.Adopt {
+		if _, err := path.Match(p, ""); err != nil || p == "" || strings.Contains(p, "@") {
+			add("adopt", "%q is no pattern for what a snapshot's name has behind the @, as in \"autosnap_*_daily\"", p)
+		}
+	}
+	if len(s.Adopt) > 0 && s.Keep != "" {
+		add("keep", "snapshots that are adopted are kept and destroyed by what takes them")
+	}
 }
 
 func modeList() string {

@@ -103,6 +103,18 @@ func TestParseErrors(t *testing.T) {
 		{"no path", repo + "[[source]]\nname = \"a\"\nmode = \"btrfs\"\n", "f:3: source.path: missing"},
 		{"a relative path", repo + "[[source]]\nname = \"a\"\nmode = \"btrfs\"\npath = \"a\"\n", "f:6: source.path: \"a\" is not absolute"},
 		{"a stream with a path", repo + "[[source]]\nname = \"a\"\nmode = \"stream\"\npath = \"/a\"\n", "f:6: source.path: a source of mode stream has none: it is fed by secrate ingest"},
+		{"a dataset of a subvolume", repo + "[[source]]\nname = \"a\"\nmode = \"btrfs\"\npath = \"/a\"\nrecursive = true\n", "f:7: source.recursive: is for sources of mode zfs"},
+		{"a rule that is none", repo + "[[source]]\nname = \"a\"\nmode = \"btrfs\"\npath = \"/a\"\nkeep = \"7\"\n", "f:7: source.keep: \"7\" is no rule: want numbers and periods, as in \"24 hourly, 7 daily\"; the periods are last, hourly, daily, weekly, monthly and yearly"},
+		{"a stream that keeps", repo + "[[source]]\nname = \"a\"\nmode = \"stream\"\nkeep = \"7 daily\"\n", "f:6: source.keep: a source of mode stream takes no snapshots"},
+		{"no dataset", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\npath = \"/a\"\n", "f:6: source.path: a source of mode zfs has none, but dataset = \"POOL/NAME\""},
+		{"neither", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\n", "f:3: source.dataset: missing; it is the name of a dataset, as zfs list shows it"},
+		{"a snapshot", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t/a@b\"\n", "f:6: source.dataset: \"t/a@b\" is not the name of a dataset"},
+		{"excludes of a dataset", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nexclude = [\"x\"]\n", "f:7: source.exclude: of a dataset nothing can be left out; what is not wanted can be a dataset of its own"},
+		{"a directory of snapshots", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nsnapshots = \"/x\"\n", "f:7: source.snapshots: a dataset has its own"},
+		{"recursive in words", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nrecursive = \"yes\"\n", "f:7: source.recursive: is a string, must be true or false"},
+		{"a bad pattern", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nadopt = [\"auto[\"]\n", "f:7: source.adopt: \"auto[\" is no pattern for what a snapshot's name has behind the @, as in \"autosnap_*_daily\""},
+		{"nothing to adopt", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nadopt = []\n", "f:7: source.adopt: is empty"},
+		{"adopted and kept", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nadopt = [\"a*\"]\nkeep = \"1 last\"\n", "f:8: source.keep: snapshots that are adopted are kept and destroyed by what takes them"},
 		{"below a string of many lines", "[repository]\nurl = '''\n/r\n[[source]]\n'''\n[x]\n", "f:6: x: unknown key"},
 	}
 	for _, tt := range tests {
@@ -138,6 +150,8 @@ func TestSchema(t *testing.T) {
 				got[key] = kindString
 			case f.Type.Kind() == reflect.Int:
 				got[key] = kindInt
+			case f.Type.Kind() == reflect.Bool:
+				got[key] = kindBool
 			case f.Type.Kind() == reflect.Struct:
 				got[key] = kindTable
 				walk(key+".", f.Type)

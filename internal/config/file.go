@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
@@ -197,7 +198,7 @@ func (c Config) onlySources() any {
 
 // writable returns an error if s cannot be said in TOML, which is UTF-8.
 func writable(s Source) error {
-	for _, v := range append([]string{s.Path, s.Snapshots}, s.Exclude...) {
+	for _, v := range slices.Concat([]string{s.Path, s.Snapshots, s.Dataset}, s.Adopt, s.Exclude) {
 		if !utf8.ValidString(v) {
 			return fmt.Errorf("source %s: %q is not UTF-8 and cannot stand in the configuration", s.Name, v)
 		}
@@ -253,10 +254,10 @@ func equal(a, b *Config) bool {
 	}
 	for i, s := range a.Sources {
 		t := b.Sources[i]
-		if !sameList(s.Exclude, t.Exclude) {
+		if !sameList(s.Exclude, t.Exclude) || !sameList(s.Adopt, t.Adopt) {
 			return false
 		}
-		s.Exclude, t.Exclude = nil, nil
+		s.Exclude, t.Exclude, s.Adopt, t.Adopt = nil, nil, nil, nil
 		if !reflect.DeepEqual(s, t) {
 			return false
 		}

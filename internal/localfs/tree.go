@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 
@@ -41,6 +43,14 @@ func Open(path string) (*Tree, error) {
 	t.dev = devOf(&t.root.st)
 	t.btrfs = int64(fs.Type) == unix.BTRFS_SUPER_MAGIC
 	return t, nil
+}
+
+// OpenFile opens as a Tree the directory that is open as f, which stays open and is the
+// caller's: it may be mounted nowhere.
+func OpenFile(f *os.File) (*Tree, error) {
+	t, err := Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	runtime.KeepAlive(f)
+	return t, err
 }
 
 // Close closes the tree. Handles opened from it stay good.

@@ -1,5 +1,6 @@
-// Package zfsvolume makes a unit of a ZFS send stream a backup.Unit: it joins package
-// sendstream/zfs, which understands streams, to package backup.
+// Package zfsvolume makes a ZFS dataset a backup.Sender, and a unit of a ZFS send stream a
+// backup.Unit: it joins package snapshot/zfs, which takes snapshots and sends them, to
+// sendstream/zfs, which understands streams.
 package zfsvolume
 
 import (
@@ -18,12 +19,16 @@ var ErrExclude = errors.New("a ZFS send stream brings names after content, and n
 // UnitOf makes a unit of a send stream one that can be ingested. failed is told of what
 // the history cannot hold.
 func UnitOf(u *stream.Unit, failed func(what string, err error)) backup.Unit {
+	return unitOf(u, stream.Options{}, failed)
+}
+
+func unitOf(u *stream.Unit, o stream.Options, failed func(what string, err error)) backup.Unit {
 	b := backup.Unit{Name: u.Name, GUID: stream.GUID(u.ToGUID), Time: filetree.Time{Sec: int64(u.Creation)}, StateKey: stream.StateKey,
 		Apply: func(ctx context.Context, up *s3history.Update, excluded func(string, bool) bool, _ []byte) ([]string, []byte, error) {
 			if excluded != nil {
 				return nil, nil, ErrExclude
 			}
-			res, err := u.Apply(ctx, up, stream.Options{})
+			res, err := u.Apply(ctx, up, o)
 			for _, f := range res.Failed {
 				failed(f.What, f.Err)
 			}

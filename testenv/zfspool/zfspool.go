@@ -134,6 +134,9 @@ func lockDisk(t testing.TB, name string) {
 	}
 }
 
+// File returns the path of what the pool lies in.
+func (p *Pool) File() string { return p.vdev }
+
 // Reimport exports the pool and imports it again: nothing of it is in memory then. No
 // file of it may be open, and no snapshot mounted.
 func (p *Pool) Reimport(t testing.TB) {

@@ -13,7 +13,7 @@ func (m noteMap) has(n int) bool                      { return len(m[outsideNote
 func guidOf(n int) (g [16]byte)                       { binary.BigEndian.PutUint64(g[:], uint64(n)); return g }
 func keepOf(t *testing.T, m noteMap, n int, size int) {
 	t.Helper()
-	if err := keep(m, guidOf(n), make([]byte, size)); err != nil {
+	if err := handOn(m, guidOf(n), make([]byte, size)); err != nil {
 		t.Fatal(err)
 	}
 }
