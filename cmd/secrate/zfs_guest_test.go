@@ -33,9 +33,11 @@ func TestZFSScripts(t *testing.T) {
 		env.Setenv("POOL", pool.Name)
 		env.Setenv("DIR", pool.Dir)
 		env.Setenv("VDEV", pool.File())
-		for dir := env.WorkDir; dir != os.TempDir() && len(dir) > 1; dir = filepath.Dir(dir) {
-			if err := os.Chmod(dir, 0o755); err != nil {
-				return err
+		for _, dir := range []string{env.WorkDir, pool.Dir} {
+			for ; dir != os.TempDir() && len(dir) > 1; dir = filepath.Dir(dir) {
+				if err := os.Chmod(dir, 0o755); err != nil {
+					return err
+				}
 			}
 		}
 		return nil

@@ -33,7 +33,9 @@ type Options struct {
 	Adopt []string
 	// Nested are children of the dataset that no source keeps, for a warning.
 	Nested []string
-	Log    *slog.Logger
+	// NoMounts lets streams bring content also where it could be read from snapshots.
+	NoMounts bool
+	Log      *slog.Logger
 }
 
 // ownerDigits is how much of a writer's id is in names: enough to tell those apart who keep
@@ -44,19 +46,17 @@ const ownerDigits = 8
 type Volume struct {
 	zfs.Dataset
 	source, owner string
-	adopt, nested []string
-	log           *slog.Logger
+	o             Options
 }
 
 var _ backup.Sender = (*Volume)(nil)
 
 // New returns the Volume of a dataset.
 func New(d zfs.Dataset, o Options) *Volume {
-	v := &Volume{Dataset: d, source: o.Source, owner: o.Writer[:ownerDigits], adopt: o.Adopt, nested: o.Nested, log: o.Log}
-	if v.log == nil {
-		v.log = slog.New(slog.DiscardHandler)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return v
+	return &Volume{Dataset: d, source: o.Source, owner: o.Writer[:ownerDigits], o: o}
 }
 
 func (v *Volume) tag() string { return zfs.Tag(v.source, v.owner) }
@@ -75,7 +75,7 @@ func (v *Volume) snapshot(s zfs.Snapshot, held bool) backup.Snapshot {
 // Take takes snapshots of some datasets of one source, all in one transaction, and holds
 // them. Or it adopts snapshots of them, where they are to be adopted.
 func Take(ctx context.Context, all []*Volume) ([]backup.Snapshot, error) {
-	if len(all[0].adopt) > 0 {
+	if len(all[0].o.Adopt) > 0 {
 		return adopt(ctx, all)
 	}
 	first := all[0]
@@ -116,7 +116,7 @@ func adopt(ctx context.Context, all []*Volume) ([]backup.Snapshot, error) {
 	some := false
 	for i, v := range all {
 		s, err := v.find(ctx, func(s zfs.Snapshot) bool {
-			return !s.Bookmark && slices.ContainsFunc(v.adopt, func(p string) bool { ok, _ := path.Match(p, s.Name); return ok })
+			return !s.Bookmark && slices.ContainsFunc(v.o.Adopt, func(p string) bool { ok, _ := path.Match(p, s.Name); return ok })
 		})
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -132,7 +132,7 @@ func adopt(ctx context.Context, all []*Volume) ([]backup.Snapshot, error) {
 		taken[i], some = v.snapshot(s, true), true
 	}
 	if !some {
-		return nil, fmt.Errorf("no snapshot of %s is called %s: %w", all[0].Name, strings.Join(all[0].adopt, " or "), ErrNothing)
+		return nil, fmt.Errorf("no snapshot of %s is called %s: %w", all[0].Name, strings.Join(all[0].o.Adopt, " or "), ErrNothing)
 	}
 	return taken, nil
 }
@@ -196,7 +196,7 @@ func (v *Volume) List(ctx context.Context) ([]backup.Snapshot, error) {
 
 // Nested implements backup.Volume.
 func (v *Volume) Nested(context.Context) ([]string, string, error) {
-	return slices.Clone(v.nested), "dataset", nil
+	return slices.Clone(v.o.Nested), "dataset", nil
 }
 
 // Hold implements backup.Sender.
@@ -324,7 +324,7 @@ func (v *Volume) Send(ctx context.Context, s backup.Snapshot, base *[16]byte, to
 			sent.close()
 		}
 	}()
-	if o.Base != nil && !o.Base.Bookmark && !v.Volume {
+	if o.Base != nil && !o.Base.Bookmark && !v.Volume && !v.o.NoMounts {
 		sent.mount(ctx, to, *o.Base)
 	}
 	// What is not looked at need not be decompressed.
@@ -413,7 +413,7 @@ func (s *sending) mount(ctx context.Context, to, base zfs.Snapshot) {
 		s.now.Close()
 		s.now = nil
 	}
-	s.v.log.InfoContext(ctx, "snapshots cannot be read, the stream brings the content", "dataset", s.v.Name, "err", err)
+	s.v.o.Log.InfoContext(ctx, "snapshots cannot be read, the stream brings the content", "dataset", s.v.Name, "err", err)
 }
 
 // explain makes of the error of a stream one that says what became of the command, and of

@@ -4,6 +4,7 @@ package zfs
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,7 +18,11 @@ import (
 //
 // It takes Linux 5.2 and the right to mount. Without them the snapshot is looked for below
 // .zfs of the dataset that d says is mounted, where the kernel mounts it for whoever looks.
+// Whoever may not read every file gets an error that wraps [fs.ErrPermission].
 func Mount(d Dataset, s Snapshot) (*os.File, error) {
+	if !readsAll() {
+		return nil, fmt.Errorf("mount %s: not every file could be read: %w", s, fs.ErrPermission)
+	}
 	f, err := mount(s)
 	if err == nil || d.Mountpoint == "" {
 		return f, err
@@ -70,4 +75,15 @@ func mount(s Snapshot) (*os.File, error) {
 		return nil, explain("open", err)
 	}
 	return os.NewFile(uintptr(root), s.String()), nil
+}
+
+// readsAll reports whether permissions of files and directories do not keep this process from
+// reading them.
+func readsAll() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return false
+	}
+	return data[0].Effective&(1<<unix.CAP_DAC_READ_SEARCH|1<<unix.CAP_DAC_OVERRIDE) != 0
 }
