@@ -1,10 +1,14 @@
 #!/bin/bash
-# Measures what ZFS streams cost: records, in the virtual machine with OpenZFS, a full
-# stream of a dataset of small files and an increment in which 10 were edited, and brings
-# both into a history with secrate ingest on this machine, with cold caches. Then it
-# measures the parser alone, on streams in memory.
+# Measures what ZFS costs. In the virtual machine with OpenZFS it makes a dataset of small
+# files, keeps it with secrate snap, edits 10 files, keeps it again, and times that beside
+# zfs send of the same change; the machine is emulated and slow, so that only the ratio
+# means something. The streams of both snapshots it brings into a history with secrate
+# ingest on this machine, with cold caches. Then it measures the parser alone, on streams in
+# memory.
 #
-#   FILES=100000   how many small files, of 5.5 kB each
+#   FILES=100000   how many small files
+#   SIZE=5500      of so many bytes each, 24000 at most
+#   DISK=4096      MiB of the disk for them
 #   ROUNDS=3       how often the increment is ingested, each time into a history that has
 #                  the full one; the median counts
 #
@@ -15,7 +19,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
 export PATH LC_ALL=C
-FILES=${FILES:-100000} ROUNDS=${ROUNDS:-3}
+FILES=${FILES:-100000} SIZE=${SIZE:-5500} DISK=${DISK:-4096} ROUNDS=${ROUNDS:-3}
 
 fail() {
 	printf 'bench-zfs: %s\n' "$*" >&2
@@ -37,16 +41,24 @@ zpool create -O compression=lz4 -O atime=off tank /dev/vda1
 zfs create tank/d
 awk -v N='$FILES' "BEGIN {
 	srand(7)
-	for (k = 0; k < 3000; k++) base = base sprintf(\"%x \", int(rand() * 65536))
+	for (k = 0; k < 6000; k++) base = base sprintf(\"%x \", int(rand() * 65536))
 	for (d = 0; d < 500; d++) system(sprintf(\"mkdir /tank/d/%03d\", d))
 	for (i = 0; i < N; i++) {
 		f = sprintf(\"/tank/d/%03d/f%06d\", i % 500, i)
-		print i, substr(base, 1 + i % 8000, 5500) > f
+		print i, substr(base, 1 + i % 8000, '$SIZE') > f
 		close(f)
 	}
 }"
 sync
 zfs snapshot tank/d@1
+now() { cut -d" " -f1 /proc/uptime; }
+mkdir -p /tmp/o /root/state
+export SECRATE_CONFIG=/root/config.toml SECRATE_STATE=/root/state
+secrate init --classic --repo /root/repo --identity-out /root/key >/dev/null
+secrate source add d tank/d
+t=$(now)
+secrate snap --json --progress none >/tmp/o/snap1
+echo "$t $(now)" >/tmp/o/snap1.time
 i=0
 while [ $i -lt 10 ]; do
 	n=$(((i * 9973 + 7) % '$FILES'))
@@ -54,12 +66,20 @@ while [ $i -lt 10 ]; do
 	i=$((i + 1))
 done
 zfs snapshot tank/d@2
-mkdir -p /tmp/o && cd /tmp/o
+cd /tmp/o
+zfs send -L -e -i @1 tank/d@2 >/dev/null
+t=$(now)
+zfs send -L -e -i @1 tank/d@2 >/dev/null
+echo "$t $(now)" >send.time
+t=$(now)
+secrate snap --json --progress none >snap2
+echo "$t $(now)" >snap2.time
 zfs send -L -e -c tank/d@1 >full
 zfs send -L -e -c -i @1 tank/d@2 >inc
-tar c full inc >&3'
+tar c full inc *.time snap1 snap2 >&3'
 say "recording a dataset of $FILES files in the virtual machine: some minutes"
-ZFSVM_FLAGS="-memory 6144" scripts/zfsvm.sh run /bin/sh -c "$record" >"$work/streams.tar"
+CGO_ENABLED=0 go build -trimpath -o "$work/secrate" ./cmd/secrate
+ZFSVM_FLAGS="-memory 6144 -disk $DISK -file $work/secrate:/usr/local/bin/secrate" scripts/zfsvm.sh run /bin/sh -c "$record" >"$work/streams.tar"
 tar x -C "$work" -f "$work/streams.tar"
 rm "$work/streams.tar"
 
@@ -93,5 +113,10 @@ printf '| work | figure | |\n|---|---|---:|\n'
 printf '| full stream, %s files, %s bytes | time (s) | %s |\n' "$FILES" "$(stat -c %s "$work/full")" "$full_s"
 printf '| | peak memory (MiB) | %s |\n| | uploaded (bytes) | %s |\n| | objects | %s |\n' "$full_m" "$full_b" "$full_o"
 printf '| increment, 10 files edited, %s bytes | time (s) | %s |\n' "$(stat -c %s "$work/inc")" "$inc_s"
-printf '| | peak memory (MiB) | %s |\n| | uploaded (bytes) | %s |\n| | objects | %s |\n\n' "$inc_m" "$inc_b" "$inc_o"
+printf '| | peak memory (MiB) | %s |\n| | uploaded (bytes) | %s |\n| | objects | %s |\n' "$inc_m" "$inc_b" "$inc_o"
+took() { awk '{ printf "%.2f", $2 - $1 }' "$work/$1.time"; }
+of() { sed "s/.*\"$2\":\([0-9]*\).*/\1/" "$work/$1"; }
+printf '| secrate snap in the machine | first snapshot (s) | %s |\n' "$(took snap1)"
+printf '| | the same increment (s) | %s |\n| | zfs send of it (s) | %s |\n' "$(took snap2)" "$(took send)"
+printf '| | uploaded (bytes) | %s |\n| | objects | %s |\n\n' "$(of snap2 uploaded_bytes)" "$(of snap2 objects)"
 grep -E '^Benchmark' "$work/bench.txt"

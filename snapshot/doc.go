@@ -1,5 +1,5 @@
 // Package snapshot is the home of the packages that take file-system snapshots and
-// say what changed between two of them: [btrfs] here, ZFS beside it.
+// say what changed between two of them: [btrfs] and [zfs].
 //
 //	source ──Snapshot──► snapshot ──Send(base)──► send stream ──► sendstream
 //	                        │
@@ -11,8 +11,9 @@
 // holds. What a pipeline needs of them it asks for in a small interface of its own.
 //
 // In all of them a snapshot is found again by its UUID or GUID, never by its name
-// alone; a name is what a person sees. They run as root, take and destroy nothing
-// but snapshots, and destroy only what is named, read-only and a snapshot.
+// alone; a name is what a person sees. They take and destroy nothing but snapshots, and
+// destroy only what is named, read-only and a snapshot.
 //
 // [btrfs]: https://pkg.go.dev/github.com/secrate/secrate/snapshot/btrfs
+// [zfs]: https://pkg.go.dev/github.com/secrate/secrate/snapshot/zfs
 package snapshot

@@ -7,7 +7,8 @@
 //	main.go      flags of all commands, exit statuses, errors and hints
 //	open.go      what a writer is made of: configuration, state, store, catalog
 //	history.go   what readers ask: the catalog of this machine, or manifests alone
-//	volume.go    Btrfs as internal/backup knows it: volumes, and units of streams
+//	volume.go    Btrfs and ZFS as internal/backup knows them: what a source has of volumes
+//	streams.go   units of their streams
 //	watch.go     how a run comes along, for the person and for secrate status
 //	output.go    the one way in which snapshots and names are written
 //

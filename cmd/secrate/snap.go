@@ -26,12 +26,16 @@ func newSnap(a *app) *cobra.Command {
 it a point in time of the history: find out what changed since the last one,
 encrypt it, upload it, commit. Snapshots that an earlier run could not upload are
 uploaded first, each as a point in time of its own. What is fed by secrate ingest
-is left out.
+is left out. Of a ZFS dataset with --recursive its children are kept as well, each
+as NAME/CHILD, in snapshots of one transaction; NAME/CHILD alone may be named, too.
 
 Read are the sources' snapshots; changed are the destination, where objects are
-added, the state directory, and the snapshots in .secrate below each source: the
-newest committed one is kept as the base of the next, older ones are destroyed.
-Nothing else on the source is touched, and nothing stored is ever changed.
+added, the state directory, and the local snapshots that secrate took: those in
+.secrate below each Btrfs source, those of ZFS called @secrate.NAME.*. The newest
+committed one is kept as the base of the next; older ones are destroyed, but for what
+the source's keep rule names. One of ZFS that is needed has a hold (zfs holds) and,
+when committed, a bookmark. Nothing else on the source is touched, and nothing stored
+is ever changed.
 
 A run that is interrupted or loses the network goes on where it stopped. A source
 that fails does not keep the others from being done.

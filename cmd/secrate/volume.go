@@ -145,6 +145,8 @@ func zfsHint(err error, dataset string) error {
 		hint = "zfs load-key " + dataset + "; snapshots that are taken meanwhile wait until then"
 	case errors.Is(err, fs.ErrPermission):
 		hint = "run it as root, or let root say once: zfs allow -u USER " + zfsRights + " " + dataset
+	case errors.Is(err, zfs.ErrDamaged):
+		hint = fmt.Sprintf("zpool status -v %s names the files that are damaged: secrate restore may have them as they were; when they are mended or removed the next snapshot goes on", zfs.Pool(dataset))
 	case errors.Is(err, zfsvolume.ErrNothing):
 		hint = "zfs list -t snapshot " + dataset + " shows what there is; patterns are in the configuration, as adopt"
 	case errors.Is(err, fs.ErrNotExist):

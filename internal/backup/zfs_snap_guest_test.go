@@ -78,14 +78,14 @@ func (s *snapRandom) volume() *zfsvolume.Volume {
 	return zfsvolume.New(d[0], zfsvolume.Options{Writer: "0123456789abcdef", Source: "s", NoMounts: s.noMounts})
 }
 
-// local returns the snapshots of the dataset.
+// local returns the snapshots of the dataset that are secrate's.
 func (s *snapRandom) local(bookmarks bool) []zfs.Snapshot {
 	s.t.Helper()
 	all, err := zfs.Snapshots(s.t.Context(), s.fs.Name)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return slices.DeleteFunc(all, func(z zfs.Snapshot) bool { return z.Bookmark != bookmarks })
+	return slices.DeleteFunc(all, func(z zfs.Snapshot) bool { return z.Bookmark != bookmarks || !strings.HasPrefix(z.Name, "secrate.") })
 }
 
 // unhold lets go of all snapshots, as a person does who wants to destroy them.

@@ -115,6 +115,27 @@ func TestSources(t *testing.T) {
 		t.Errorf("text after adding (-want +got):\n%s", diff)
 	}
 
+	tank := Source{Name: "tank", Mode: ZFS, Keep: "24 hourly, 7 daily", Dataset: "tank/a b", Recursive: true}
+	vm := Source{Name: "vm", Mode: ZFS, Dataset: "vm", Adopt: []string{"auto*", "zrepl_*"}}
+	for _, s := range []Source{tank, vm} {
+		if c, err = AddSource(path, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff([]Source{added, tank, vm}, c.Sources[2:]); diff != "" {
+		t.Errorf("sources (-want +got):\n%s", diff)
+	}
+	const datasets = "\n[[source]]\nname = \"tank\"\nmode = \"zfs\"\nkeep = \"24 hourly, 7 daily\"\ndataset = \"tank/a b\"\nrecursive = true\n" +
+		"\n[[source]]\nname = \"vm\"\nmode = \"zfs\"\ndataset = \"vm\"\nadopt = [\"auto*\", \"zrepl_*\"]\n"
+	if diff := cmp.Diff(want+datasets, read(t, path)); diff != "" {
+		t.Errorf("text after adding datasets (-want +got):\n%s", diff)
+	}
+	for _, name := range []string{"vm", "tank"} {
+		if _, err := RemoveSource(path, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+
 	if _, err := RemoveSource(path, "pics"); err != nil {
 		t.Fatal(err)
 	}

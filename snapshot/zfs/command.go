@@ -49,6 +49,8 @@ var kinds = []struct {
 	{"key must be loaded", ErrKey},
 	{"key not loaded", ErrKey},
 	{"dataset key", ErrKey},
+	{"Input/output error", ErrDamaged},
+	{"checksum mismatch", ErrDamaged},
 }
 
 func isGone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrReplaced) }

@@ -45,6 +45,8 @@ var (
 	ErrKey = errors.New("the key is not loaded")
 	// ErrSuspended says that a pool waits for its devices.
 	ErrSuspended = errors.New("the pool is suspended: too many of its devices do not answer")
+	// ErrDamaged says that the pool has not got what is to be sent, or not as it was written.
+	ErrDamaged = errors.New("the pool cannot read what it has stored")
 	// ErrReplaced says that a name now means another snapshot than before.
 	ErrReplaced = errors.New("another snapshot has this name now")
 )

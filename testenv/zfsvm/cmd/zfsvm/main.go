@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,6 +31,15 @@ func main() {
 	var args []string
 	fs.Func("arg", "of test: `argument` for the tests, such as -seed=5; more than once for more", func(s string) error {
 		args = append(args, s)
+		return nil
+	})
+	files := map[string]string{}
+	fs.Func("file", "of run: put `file:path`, a file of this machine, at a path in the guest; more than once for more", func(s string) error {
+		from, to, ok := strings.Cut(s, ":")
+		if !ok {
+			return errors.New("want FILE:PATH")
+		}
+		files[to] = from
 		return nil
 	})
 	memory := fs.Int64("memory", 2048, "`MiB` of memory of the guest")
@@ -61,6 +71,7 @@ func main() {
 		case "shell":
 			err = shell(ctx, o)
 		case "run":
+			o.Files = files
 			err = runOne(ctx, o, rest)
 		default:
 			fs.Usage()

@@ -25,6 +25,7 @@ const setup = `set -e
 zpool create -f -o cachefile=none -O atime=off -m /tank tank ` + zfsvm.Disk + `
 zfs create tank/home
 secrate init --repo "$1" --identity-out /root/secrate.key >/root/init.txt 2>&1 || { cat /root/init.txt; exit 1; }
+secrate source add home tank/home --recursive
 `
 
 // greeting is what the shell begins with. %s are the versions of OpenZFS and Linux,
@@ -36,7 +37,7 @@ const greeting = `
   secrate        this tree's, with a repository on an S3 server outside of the machine:
                  %s
                  The identity is /root/secrate.key; what init said is in /root/init.txt.
-                 It has no sources: secrate source add --help
+                 Its source home is tank/home with its children: secrate snap
 
   All of it is gone when you leave: by exit, ^D or poweroff.
 
