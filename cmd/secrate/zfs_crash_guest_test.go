@@ -16,7 +16,7 @@ import (
 	"github.com/secrate/secrate/testenv/zfspool"
 )
 
-var zfsStride = flag.Int("zfs-stride", 2, "TestZFSCrash kills at every nth point")
+var zfsStride = flag.Int("zfs-stride", 7, "TestZFSCrash kills at every nth point")
 
 // TestZFSCrash kills secrate snap of ZFS datasets at each of its crash points in turn: around
 // the snapshot, the hold, what is sent and committed, the bookmark, and the release of the base.

@@ -256,21 +256,20 @@ func (l *local) pending() []Snapshot {
 	return pending
 }
 
-// unneeded returns the committed snapshots before the newest of them, which is the base of
-// the next: those that a rule keeps, and those that nothing does. As long as the newest
-// snapshot of the history is not among all nothing is unneeded: any of the older ones may
-// be of use.
-func (l *local) unneeded(rule keep.Rule) (kept, rest []Snapshot) {
+// settled returns the newest committed snapshot, which is the base of the next, and of those
+// before it the ones that a rule keeps and the ones that nothing does. As long as the newest
+// snapshot of the history is not among all there is no base: any of the older ones may be of
+// use.
+func (l *local) settled(rule keep.Rule) (base *Snapshot, kept, rest []Snapshot) {
 	var done []Snapshot // with the base, the last
-	base := -1
+	var newest uint64
 	for i, s := range l.all {
 		if l.seqs[i] != 0 {
-			done = append(done, s)
-			base = i
+			done, newest = append(done, s), l.seqs[i]
 		}
 	}
-	if base < 0 || l.seqs[base] != l.head {
-		return nil, nil
+	if len(done) == 0 || newest != l.head {
+		return nil, nil, nil
 	}
 	times := make([]time.Time, len(done))
 	for i, s := range done {
@@ -284,13 +283,16 @@ func (l *local) unneeded(rule keep.Rule) (kept, rest []Snapshot) {
 			rest = append(rest, s)
 		}
 	}
-	return kept, rest
+	return &done[len(done)-1], kept, rest
 }
 
 // settle lets go of the snapshots that are needed no longer, also of those that a run which
 // was killed could not.
 func (j *Job) settle(ctx context.Context, v Volume, l *local) error {
-	kept, rest := l.unneeded(j.o.Keep)
+	base, kept, rest := l.settled(j.o.Keep)
+	if s, ok := v.(Sender); ok && base != nil {
+		j.mark(ctx, s, *base)
+	}
 	for _, s := range kept {
 		if s.Held {
 			if err := j.release(ctx, v, s, false); err != nil {

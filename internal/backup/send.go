@@ -24,8 +24,9 @@ type Sender interface {
 	StateKey() []byte
 	// Send begins a stream of s, from one of its bases or, if that is nil, of all of it.
 	Send(ctx context.Context, s Snapshot, base *[16]byte, told Told) (*Stream, error)
-	// Committed says that s is in the history: a later stream may start from it.
-	Committed(ctx context.Context, s Snapshot) error
+	// Mark makes it possible to start a stream from s when s is there no longer. It may have
+	// been done already.
+	Mark(ctx context.Context, s Snapshot) error
 }
 
 // Told is what is told of a stream.
@@ -43,9 +44,9 @@ type Stream struct {
 // send commits one snapshot of a Sender. It reports false when nothing changed.
 //
 // The order of the steps, each of which may be the last before a crash: it is held, so that
-// it stays; committed; marked, so that an increment can start from it also if it is
-// destroyed; and then the base before it is let go of, by settle. A further run takes each
-// of them again, to no effect where it was done.
+// it stays; committed; and then, by settle, marked, so that an increment can start from it
+// also if it is destroyed, and the base before it let go of. A further run takes each of them
+// again, to no effect where it was done.
 func (j *Job) send(ctx context.Context, v Sender, source catalog.Source, s Snapshot, res *Result) (bool, error) {
 	crashpoint.Here("hold before")
 	if err := v.Hold(ctx, s); err != nil {
@@ -62,16 +63,17 @@ func (j *Job) send(ctx context.Context, v Sender, source catalog.Source, s Snaps
 		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("reading everything, and uploading only what is not known yet: %v", err))
 		err = j.sendFrom(ctx, v, source, s, nil, res)
 	}
-	if err != nil {
-		return false, err
-	}
+	return len(res.Committed) > before, err
+}
+
+// mark marks the base.
+func (j *Job) mark(ctx context.Context, v Sender, s Snapshot) {
 	crashpoint.Here("mark before")
-	if err := v.Committed(ctx, s); err != nil {
+	if err := v.Mark(ctx, s); err != nil {
 		// What it is for is rare, and costs time only.
-		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("snapshot %s is in the history, but should it be destroyed, the next one is read as a whole: %v", s.Name, err))
+		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("should snapshot %s be destroyed before the next one is taken, all is read: %v", s.Name, err))
 	}
 	crashpoint.Here("mark after")
-	return len(res.Committed) > before, nil
 }
 
 func (j *Job) sendFrom(ctx context.Context, v Sender, source catalog.Source, s Snapshot, base *[16]byte, res *Result) error {

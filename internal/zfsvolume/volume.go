@@ -61,7 +61,7 @@ func New(d zfs.Dataset, o Options) *Volume {
 
 func (v *Volume) tag() string { return zfs.Tag(v.source, v.owner) }
 
-// own reports whether a snapshot or bookmark is one that this source's Take or Committed has
+// own reports whether a snapshot or bookmark is one that this source's Take or Mark has
 // made.
 func (v *Volume) own(s zfs.Snapshot) bool {
 	source, _, owner, ok := zfs.ParseName(s.Name)
@@ -270,25 +270,28 @@ func (v *Volume) StateKey() []byte { return stream.StateKey }
 // committed snapshot was destroyed, older ones after a rollback past that.
 const maxBookmarks = 32
 
-// Committed implements backup.Sender: a bookmark is made, and the oldest go.
-func (v *Volume) Committed(ctx context.Context, s backup.Snapshot) error {
-	z, err := v.byGUID(ctx, s)
-	if err != nil {
-		return err
-	}
-	name := z.Name
-	if !v.own(z) {
-		name = zfs.SnapshotName(v.source, z.Time, v.owner)
-	}
-	if err := zfs.Bookmark(ctx, z, name); err != nil {
-		return err
-	}
+// Mark implements backup.Sender: a bookmark is made, and the oldest go.
+func (v *Volume) Mark(ctx context.Context, s backup.Snapshot) error {
 	all, err := zfs.Snapshots(ctx, v.Name)
 	if err != nil {
 		return err
 	}
-	marks := slices.DeleteFunc(all, func(s zfs.Snapshot) bool { return !s.Bookmark || !v.own(s) })
-	for len(marks) > maxBookmarks {
+	marks := slices.DeleteFunc(slices.Clone(all), func(z zfs.Snapshot) bool { return !z.Bookmark || !v.own(z) })
+	if slices.ContainsFunc(marks, func(z zfs.Snapshot) bool { return stream.GUID(z.GUID) == s.GUID }) {
+		return nil
+	}
+	i := slices.IndexFunc(all, func(z zfs.Snapshot) bool { return !z.Bookmark && stream.GUID(z.GUID) == s.GUID })
+	if i < 0 {
+		return fmt.Errorf("%s: %w", s.Name, fs.ErrNotExist)
+	}
+	name := all[i].Name
+	if !v.own(all[i]) {
+		name = zfs.SnapshotName(v.source, all[i].Time, v.owner)
+	}
+	if err := zfs.Bookmark(ctx, all[i], name); err != nil {
+		return err
+	}
+	for len(marks) >= maxBookmarks {
 		if err := zfs.Destroy(ctx, marks[0]); err != nil {
 			return err
 		}
