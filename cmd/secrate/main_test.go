@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"io"
@@ -86,7 +87,7 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"stream": recorded, "cut": cut, "flip": flip, "hold": hold, "scrub": scrub, "mode": mode, "as": as,
+			"stream": recorded, "cut": cut, "flip": flip, "hold": hold, "scrub": scrub, "mode": mode, "as": as, "spoil": spoil,
 		},
 	})
 }
@@ -185,6 +186,40 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 		if got := info.Mode().Perm().String()[1:]; got != args[0] {
 			ts.Fatalf("%s has mode %s, want %s", name, info.Mode().Perm(), args[0])
 		}
+	}
+}
+
+// spoil FILE TEXT changes a byte of every TEXT that is in FILE, which may be large.
+func spoil(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: spoil FILE TEXT")
+	}
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_RDWR, 0)
+	ts.Check(err)
+	defer f.Close()
+	text := []byte(args[1])
+	b := make([]byte, 1<<20)
+	found := 0
+	for off := int64(0); ; {
+		n, err := f.ReadAt(b, off)
+		for at := 0; ; {
+			i := bytes.Index(b[at:n], text)
+			if i < 0 {
+				break
+			}
+			at += i + 1
+			_, err := f.WriteAt([]byte{text[1] ^ 1}, off+int64(at))
+			ts.Check(err)
+			found++
+		}
+		if err == io.EOF {
+			break
+		}
+		ts.Check(err)
+		off += int64(n - len(text) + 1)
+	}
+	if found == 0 {
+		ts.Fatalf("%q is not in %s", text, args[0])
 	}
 }
 
