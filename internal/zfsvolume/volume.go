@@ -47,6 +47,8 @@ type Volume struct {
 	zfs.Dataset
 	source, owner string
 	o             Options
+
+	known []zfs.Snapshot // what snapshots has found; nil when it has to be asked for anew
 }
 
 var _ backup.Sender = (*Volume)(nil)
@@ -95,16 +97,21 @@ func Take(ctx context.Context, all []*Volume) ([]backup.Snapshot, error) {
 		}
 		time.Sleep(time.Millisecond) // a clock that is set back comes by the same times again
 	}
-	var taken []backup.Snapshot
-	for _, v := range all {
-		s, err := v.find(ctx, func(s zfs.Snapshot) bool { return s.Name == name && !s.Bookmark })
-		if err == nil {
-			err = zfs.Hold(ctx, v.tag(), s)
-		}
-		if err != nil {
-			return nil, err
-		}
-		taken = append(taken, v.snapshot(s, true))
+	names := make([]string, len(all))
+	for i, v := range all {
+		names[i] = v.Name + "@" + name
+		v.known = nil
+	}
+	found, err := zfs.Named(ctx, names)
+	if err == nil {
+		err = zfs.Hold(ctx, first.tag(), found...)
+	}
+	if err != nil {
+		return nil, err
+	}
+	taken := make([]backup.Snapshot, len(all))
+	for i, v := range all {
+		taken[i] = v.snapshot(found[i], true)
 	}
 	return taken, nil
 }
@@ -124,6 +131,7 @@ func adopt(ctx context.Context, all []*Volume) ([]backup.Snapshot, error) {
 		if err == nil {
 			crashpoint.Here("adopt before")
 			err = zfs.Hold(ctx, v.tag(), s)
+			v.known = nil
 			crashpoint.Here("adopt after")
 		}
 		if err != nil {
@@ -140,10 +148,23 @@ func adopt(ctx context.Context, all []*Volume) ([]backup.Snapshot, error) {
 // ErrNothing is wrapped by Take's error when there is nothing to adopt.
 var ErrNothing = errors.New("there is nothing to adopt")
 
+// snapshots returns the snapshots and bookmarks of the dataset, oldest first, as they were at
+// the last List or change. Whoever changes one makes sure that it is there still.
+func (v *Volume) snapshots(ctx context.Context) ([]zfs.Snapshot, error) {
+	if v.known == nil {
+		all, err := zfs.Snapshots(ctx, v.Name)
+		if err != nil {
+			return nil, err
+		}
+		v.known = all
+	}
+	return slices.Clone(v.known), nil
+}
+
 // find returns the newest snapshot or bookmark that is the one; the error wraps
 // [fs.ErrNotExist] if none is.
 func (v *Volume) find(ctx context.Context, is func(zfs.Snapshot) bool) (zfs.Snapshot, error) {
-	all, err := zfs.Snapshots(ctx, v.Name)
+	all, err := v.snapshots(ctx)
 	if err != nil {
 		return zfs.Snapshot{}, err
 	}
@@ -176,7 +197,8 @@ func (v *Volume) Take(ctx context.Context) (backup.Snapshot, error) {
 // List implements backup.Volume: snapshots that are this source's by name, and those that
 // were adopted, which its hold tells.
 func (v *Volume) List(ctx context.Context) ([]backup.Snapshot, error) {
-	all, err := zfs.Snapshots(ctx, v.Name)
+	v.known = nil
+	all, err := v.snapshots(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -208,6 +230,7 @@ func (v *Volume) Hold(ctx context.Context, s backup.Snapshot) error {
 	if err != nil {
 		return err
 	}
+	v.known = nil
 	return zfs.Hold(ctx, v.tag(), z)
 }
 
@@ -219,6 +242,7 @@ func (v *Volume) Release(ctx context.Context, s backup.Snapshot, destroy bool) e
 	} else if err != nil {
 		return err
 	}
+	v.known = nil
 	if s.Held {
 		if err := zfs.Release(ctx, v.tag(), z); err != nil {
 			return err
@@ -250,7 +274,7 @@ func (v *Volume) Bases(ctx context.Context, s backup.Snapshot) ([][16]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	all, err := zfs.Snapshots(ctx, v.Name)
+	all, err := v.snapshots(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -272,7 +296,7 @@ const maxBookmarks = 32
 
 // Mark implements backup.Sender: a bookmark is made, and the oldest go.
 func (v *Volume) Mark(ctx context.Context, s backup.Snapshot) error {
-	all, err := zfs.Snapshots(ctx, v.Name)
+	all, err := v.snapshots(ctx)
 	if err != nil {
 		return err
 	}
@@ -288,6 +312,7 @@ func (v *Volume) Mark(ctx context.Context, s backup.Snapshot) error {
 	if !v.own(all[i]) {
 		name = zfs.SnapshotName(v.source, all[i].Time, v.owner)
 	}
+	v.known = nil
 	if err := zfs.Bookmark(ctx, all[i], name); err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ type SendOptions struct {
 //
 // The caller closes the stream, at any time.
 func Send(ctx context.Context, s Snapshot, o SendOptions) (io.ReadCloser, error) {
-	if _, err := s.now(ctx); err != nil {
+	if err := check(ctx, s); err != nil {
 		return nil, err
 	}
 	args := []string{"send", "-L", "-e"}

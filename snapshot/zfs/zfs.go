@@ -28,6 +28,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -246,24 +247,58 @@ func parseSnapshot(r []string) (s Snapshot, err error) {
 	return s, nil
 }
 
-// now returns what has the name of s, which must be s still.
-func (s Snapshot) now(ctx context.Context) (Snapshot, error) {
-	kind := "snapshot"
-	if s.Bookmark {
-		kind = "bookmark"
-	}
-	rows, err := table(ctx, 5, "zfs", "list", "-Hp", "-t", kind, "-o", "name,guid,createtxg,creation,userrefs", s.String())
+// Named returns the snapshots or bookmarks that have some names, whole ones, in this order.
+// If one is not there the error wraps [fs.ErrNotExist].
+func Named(ctx context.Context, names []string) ([]Snapshot, error) {
+	rows, err := table(ctx, 5, "zfs", append([]string{"list", "-Hp", "-t", "snapshot,bookmark", "-o", "name,guid,createtxg,creation,userrefs"}, names...)...)
 	if err != nil {
-		return s, err
+		return nil, missing(ctx, names, err)
 	}
-	if len(rows) != 1 {
-		return s, fmt.Errorf("zfs list: %d of %s", len(rows), s)
+	found := map[string]Snapshot{}
+	for _, r := range rows {
+		if found[r[0]], err = parseSnapshot(r); err != nil {
+			return nil, err
+		}
 	}
-	now, err := parseSnapshot(rows[0])
-	if err == nil && now.GUID != s.GUID {
-		err = fmt.Errorf("zfs: %s: %w", s, ErrReplaced)
+	all := make([]Snapshot, len(names))
+	for i, name := range names {
+		s, ok := found[name]
+		if !ok {
+			return nil, fmt.Errorf("zfs list: %s: %w", name, fs.ErrNotExist)
+		}
+		all[i] = s
 	}
-	return now, err
+	return all, nil
+}
+
+// missing finds out whether a command failed since one of some names is not there.
+func missing(ctx context.Context, names []string, err error) error {
+	for _, name := range names {
+		dataset := name[:max(strings.IndexAny(name, "@#"), 0)]
+		all, asked := Snapshots(ctx, dataset)
+		if asked == nil && !slices.ContainsFunc(all, func(s Snapshot) bool { return s.String() == name }) {
+			return fmt.Errorf("zfs: %s: %w", name, fs.ErrNotExist)
+		}
+	}
+	return err
+}
+
+// check returns an error unless the names of some snapshots are theirs still.
+func check(ctx context.Context, snapshots ...Snapshot) error {
+	names := make([]string, len(snapshots))
+	for i, s := range snapshots {
+		names[i] = s.String()
+	}
+	now, err := Named(ctx, names)
+	if err != nil {
+		return err
+	}
+	for i, s := range snapshots {
+		if now[i].GUID != s.GUID {
+			return fmt.Errorf("zfs: %s: %w", s, ErrReplaced)
+		}
+	}
+	return nil
 }
 
 // prefix begins the names of what is ours.
@@ -308,19 +343,34 @@ func Take(ctx context.Context, datasets []string, name string) error {
 	return run(ctx, "zfs", args...)
 }
 
-// Hold holds a snapshot under a tag, if it is not held so already.
-func Hold(ctx context.Context, tag string, s Snapshot) error {
-	if _, err := s.now(ctx); err != nil {
+// Hold holds snapshots under a tag, those that are not held so already.
+func Hold(ctx context.Context, tag string, snapshots ...Snapshot) error {
+	if err := check(ctx, snapshots...); err != nil {
 		return err
 	}
-	err := run(ctx, "zfs", "hold", tag, s.String())
+	hold := func(snapshots ...Snapshot) error {
+		args := []string{"hold", tag}
+		for _, s := range snapshots {
+			args = append(args, s.String())
+		}
+		return run(ctx, "zfs", args...)
+	}
+	err := hold(snapshots...)
 	if err == nil {
 		return nil
 	}
-	if held, asked := Held(ctx, tag, []Snapshot{s}); asked == nil && len(held) == 1 {
-		return nil
+	for _, s := range snapshots {
+		if held, asked := Held(ctx, tag, []Snapshot{s}); asked == nil && len(held) == 1 {
+			continue
+		}
+		if len(snapshots) > 1 {
+			err = hold(s)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // Held returns those of some snapshots that are held under a tag.
@@ -357,7 +407,7 @@ func Release(ctx context.Context, tag string, s Snapshot) error {
 	}
 	// It may be gone, and so may the snapshot: one that somebody has destroyed while it was
 	// held goes with its last hold.
-	if _, gone := s.now(ctx); isGone(gone) {
+	if isGone(check(ctx, s)) {
 		return nil
 	}
 	if held, asked := Held(ctx, tag, []Snapshot{s}); asked == nil && len(held) == 0 {
@@ -373,7 +423,7 @@ func Bookmark(ctx context.Context, s Snapshot, name string) error {
 	if err == nil {
 		return nil
 	}
-	if _, asked := mark.now(ctx); asked == nil {
+	if check(ctx, mark) == nil {
 		return nil
 	}
 	return err
@@ -382,16 +432,13 @@ func Bookmark(ctx context.Context, s Snapshot, name string) error {
 // Destroy destroys a snapshot or a bookmark, if it is there: exactly that one, which nothing
 // may hold and of which there may be no clone.
 func Destroy(ctx context.Context, s Snapshot) error {
-	if _, err := s.now(ctx); isGone(err) {
+	if err := check(ctx, s); isGone(err) {
 		return nil
 	} else if err != nil {
 		return err
 	}
 	err := run(ctx, "zfs", "destroy", s.String())
-	if err == nil {
-		return nil
-	}
-	if _, asked := s.now(ctx); isGone(asked) {
+	if err != nil && isGone(check(ctx, s)) {
 		return nil
 	}
 	return err
