@@ -353,7 +353,7 @@ func (v View) EndNode(n filetree.NodeID) error {
 			return err
 		}
 	}
-	return nil
+	return v.db.exec("DELETE FROM signed WHERE node = ?", key)
 }
 
 // SetParts makes the bytes of a file from off on be parts.
@@ -434,6 +434,9 @@ func (v View) Punch(n filetree.NodeID, from, to int64) error {
 		if err := v.db.exec(q, v.key(n), v.seq, start, to, from); err != nil {
 			return err
 		}
+	}
+	if err := v.dropSignatures(n, from, to); err != nil {
+		return err
 	}
 	if start < from {
 		if err := v.addExtent(n, Extent{first.Offset, first.Part.Slice(0, from-first.Offset)}); err != nil {
@@ -543,7 +546,7 @@ func (v View) EndAll() error {
 			return err
 		}
 	}
-	return nil
+	return v.db.exec("DELETE FROM signed WHERE node >= ? AND node < ?", v.source<<nodeBits, (v.source+1)<<nodeBits)
 }
 
 // ChangedSince returns the nodes that are not as they were at snapshot seq, or have
