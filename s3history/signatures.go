@@ -145,7 +145,7 @@ func (u *Update) putFirst(n filetree.NodeID, p Piece) error {
 		return err
 	}
 	data := p.Items[0].Data
-	if err := u.putItems(n, p); err != nil || len(data) < catalog.MaxPart || !u.compresses(data) {
+	if err := u.putItems(n, p); err != nil || len(data) < catalog.MaxPart {
 		return err
 	}
 	note, err := u.w.Note(u.source, signedNote)
@@ -156,7 +156,7 @@ func (u *Update) putFirst(n filetree.NodeID, p Piece) error {
 	if len(note) == 8 {
 		signed = int64(binary.BigEndian.Uint64(note))
 	}
-	if signed >= maxFirst {
+	if signed >= maxFirst || !u.compresses(data) {
 		return nil
 	}
 	now, err := u.v.Extents(n, p.Offset, p.Offset+catalog.MaxPart)

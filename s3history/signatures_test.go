@@ -2,15 +2,20 @@ package s3history
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"zombiezen.com/go/sqlite"
+	"zombiezen.com/go/sqlite/sqlitex"
 
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
@@ -597,6 +602,36 @@ func TestSignaturesReplaced(t *testing.T) {
 	}
 }
 
+// TestSignaturesBounded: what an update signs, and what of a source is signed at once, is
+// no more than its bound, to the byte.
+func TestSignaturesBounded(t *testing.T) {
+	f := newFixture(t)
+	w := f.writer()
+	source := must(w.Source("s"))
+	prose := bytes.Repeat([]byte("It was a dark and stormy night. "), 2<<15)
+	var n filetree.NodeID
+	must(0, w.SetNote(source, signedNote, binary.BigEndian.AppendUint64(nil, maxFirst-catalog.MaxPart)))
+	must(f.commit(w, 1, func(u *Update) {
+		n = must(u.Create(filetree.RootNode, "f", fileAttr))
+		prose[0]++ // so that no piece is known from before
+		must(0, u.Write(n, 0, prose))
+	}))
+	const rows = catalog.MaxPart / catalog.MaxSigned
+	if got := f.checkSignatures(source); got != rows {
+		t.Errorf("%d signatures of what is first, want %d", got, rows)
+	}
+	must(f.commit(w, 2, func(u *Update) {
+		u.signed = maxSigned - 3*catalog.MaxSigned
+		for i := range 4 {
+			must(0, u.Write(n, catalog.MaxPart+int64(i)*100_000, noise(i, catalog.MaxSigned)))
+		}
+	}))
+	if got := f.checkSignatures(source); got != rows+3 {
+		t.Errorf("%d signatures, want 3 more than %d", got, rows)
+	}
+	f.checkRebuild()
+}
+
 // BenchmarkOverwrite writes 128 records of an existing file in each of which a byte
 // changed.
 func BenchmarkOverwrite(b *testing.B) {
@@ -644,4 +679,71 @@ func BenchmarkOverwrite(b *testing.B) {
 			b.ReportMetric(float64(uploaded)/float64(b.N)/records, "uploaded-B/record")
 		})
 	}
+}
+
+// BenchmarkDatabase makes snapshots of an SQLite file of 41 MiB, in between of which 300
+// rows change and 30 come. All records that differ are written, as zfs send does. The
+// figures of docs/design.md, section r, are of -benchtime 100x.
+func BenchmarkDatabase(b *testing.B) {
+	const record, rows = 128 << 10, 150_000
+	r := rand.New(rand.NewPCG(1, 1))
+	text := func(n int) []byte {
+		var b []byte
+		for len(b) < n {
+			b = fmt.Append(b, []string{"alpha ", "beta ", "order ", "customer ", "2026-11-", "paid ", "open ", "street "}[r.IntN(8)], r.Uint32()>>(4*r.IntN(12)))
+		}
+		return b[:n]
+	}
+	path := filepath.Join(b.TempDir(), "database")
+	c := must(sqlite.OpenConn(path, sqlite.OpenReadWrite, sqlite.OpenCreate))
+	defer c.Close()
+	run := func(query string, args ...any) {
+		must(0, sqlitex.Execute(c, query, &sqlitex.ExecOptions{Args: args}))
+	}
+	change := func(updates, inserts int) []byte {
+		run("BEGIN")
+		for range inserts {
+			run("INSERT INTO t (k, n, v) VALUES (?, ?, ?)", fmt.Sprint(r.Uint64()), r.IntN(1000), text(150+r.IntN(100)))
+		}
+		for range updates {
+			id := r.IntN(rows)
+			if r.IntN(5) > 0 { // most of them in a tenth of it
+				id /= 10
+			}
+			run("UPDATE t SET n = n + 1, v = ? WHERE id = ?", text(200), id)
+		}
+		run("COMMIT")
+		return must(os.ReadFile(path))
+	}
+	run("CREATE TABLE t (id INTEGER PRIMARY KEY, k TEXT, n INTEGER, v BLOB)")
+	run("CREATE INDEX tk ON t (k)")
+	f := newFixture(b)
+	f.openStore(b)
+	w := f.writer()
+	var n filetree.NodeID
+	old := change(0, rows)
+	must(f.commit(w, 0, func(u *Update) {
+		n = must(u.Create(filetree.RootNode, "database", fileAttr))
+		must(0, u.Write(n, 0, old))
+	}))
+	var written, uploaded int64
+	for b.Loop() {
+		b.StopTimer()
+		now := change(300, 30)
+		b.StartTimer()
+		s := must(f.commit(w, 1, func(u *Update) {
+			for off := 0; off < len(now); off += record {
+				end := min(off+record, len(now))
+				if off < len(old) && bytes.Equal(now[off:end], old[off:min(end, len(old))]) {
+					continue
+				}
+				must(0, u.Write(n, int64(off), now[off:end]))
+				written += int64(end - off)
+			}
+		}))
+		uploaded += s.Uploaded
+		old = now
+	}
+	b.ReportMetric(float64(written)/float64(b.N), "written-B/op")
+	b.ReportMetric(float64(uploaded)/float64(b.N), "uploaded-B/op")
 }
