@@ -33,7 +33,7 @@ func noise(seed, size int) []byte {
 	return b[:size]
 }
 
-// steps are the changes of three snapshots, of several packs and segments.
+// steps are the changes of four snapshots, of several packs and segments.
 var steps = []func(u *Update){
 	func(u *Update) {
 		d := must(u.Create(filetree.RootNode, "d", filetree.Attr{Kind: filetree.Dir, Mode: 0o755}))
@@ -62,6 +62,16 @@ var steps = []func(u *Update){
 			n := must(u.Create(filetree.RootNode, fmt.Sprint("late", i), fileAttr))
 			must(0, u.Write(n, 1<<20-100, noise(100+i, 5000)))
 		}
+	},
+	func(u *Update) {
+		d, _, err := u.Lookup(filetree.RootNode, "d")
+		must(0, err)
+		n, _, err := u.Lookup(d, "f3")
+		must(0, err)
+		// Little of it is other than what the second wrote, and signed.
+		data := noise(77, 3000)
+		data[1700]++
+		must(0, u.Write(n, 4000, data))
 	},
 }
 

@@ -55,6 +55,7 @@ const (
 	labelBlob       = "secrate blob"
 	labelIndex      = "secrate pack index"
 	labelContent    = "secrate content id"
+	labelBlockSum   = "secrate block sum" // in the catalog alone
 	labelSource     = "secrate source id"
 	labelRoot       = "secrate root"
 	labelSegment    = "secrate segment"

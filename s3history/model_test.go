@@ -124,6 +124,7 @@ func (m *modelRun) snapshot() {
 	for range m.r.IntN(40) {
 		m.change()
 	}
+	defer m.f.checkSignatures(source)
 	if m.r.IntN(6) == 0 {
 		m.logf("abort")
 		u.Abort()
@@ -378,7 +379,7 @@ func (m *modelRun) length() int64 {
 }
 
 func (m *modelRun) change() {
-	switch m.r.IntN(16) {
+	switch m.r.IntN(18) {
 	case 0:
 		m.rename()
 	case 1:
@@ -434,9 +435,30 @@ func (m *modelRun) change() {
 		m.agree(m.u.AddLink(m.id(d), name, m.id(n)), m.now.Link(d, name, n))
 	case 13:
 		m.put()
+	case 14, 15:
+		m.edit()
 	default:
 		m.create()
 	}
+}
+
+// edit writes a range of a file as a stream does in which little changed.
+func (m *modelRun) edit() {
+	n := m.file()
+	nd := m.now.Node(n)
+	if nd == nil || nd.Attr.Kind != filetree.File || nd.Attr.Size == 0 {
+		return
+	}
+	off := m.within(n) &^ 4095
+	if off < 0 || off >= nd.Attr.Size {
+		off = 0
+	}
+	data := m.modelBytes(n, off, min(m.r.Int64N(500_000)+1, nd.Attr.Size-off))
+	for range m.r.IntN(4) {
+		data[m.r.IntN(len(data))]++
+	}
+	m.logf("edit %d at %d, %d bytes", n, off, len(data))
+	m.agree(m.u.Write(m.id(n), off, data), m.now.Write(n, off, data))
 }
 
 func (m *modelRun) create() {

@@ -206,16 +206,27 @@ func (u *Update) Put(n filetree.NodeID, p Piece) error {
 }
 
 func (u *Update) putPiece(n filetree.NodeID, p Piece) error {
-	if p.CID != (seal.ContentID{}) {
-		// Perhaps a file just before this one had the same.
-		parts, err := u.known(p.CID)
-		if err != nil {
-			return err
-		}
-		if parts != nil {
-			return u.put(n, p.Offset, parts, p.CID[:])
-		}
+	if done, err := u.putKnown(n, &p); done || err != nil {
+		return err
 	}
+	return u.putItems(n, p)
+}
+
+// putKnown is putPiece if the content of the piece is known, and reports whether it is.
+func (u *Update) putKnown(n filetree.NodeID, p *Piece) (bool, error) {
+	if p.CID == (seal.ContentID{}) {
+		return false, nil
+	}
+	// Perhaps a file just before this one had the same.
+	parts, err := u.known(p.CID)
+	if parts == nil || err != nil {
+		return false, err
+	}
+	return true, u.put(n, p.Offset, parts, p.CID[:])
+}
+
+// putItems is putPiece if it is not known.
+func (u *Update) putItems(n filetree.NodeID, p Piece) error {
 	if len(p.Items) == 1 && p.Items[0].Hole > 0 {
 		return u.punchHole(n, p.Offset, p.Items[0].Hole)
 	}

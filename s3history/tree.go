@@ -259,7 +259,7 @@ func (u *Update) flushWrite() error {
 		p.CID = u.ContentID(b.data)
 		p.Items[0].CID = p.CID
 	}
-	err := u.putPiece(b.node, p)
+	err := u.putWritten(b.node, p)
 	b.data = b.data[:0]
 	return err
 }

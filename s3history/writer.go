@@ -86,6 +86,7 @@ type Writer struct {
 	id         string
 	meta       seal.Key
 	content    seal.Key
+	blockSum   seal.Key
 	recipients *seal.Recipients
 	log        *slog.Logger
 	busy       bool
@@ -100,6 +101,7 @@ func NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) {
 		w.log = slog.New(slog.DiscardHandler)
 	}
 	w.content = w.meta.Derive(labelContent, w.repo[:])
+	w.blockSum = w.meta.Derive(labelBlockSum, w.repo[:])
 	var err error
 	if w.journal, err = openJournal(o.StateDir); err != nil {
 		return nil, err

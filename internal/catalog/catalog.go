@@ -12,6 +12,7 @@
 //	packs     name, size, sealed key, table of blobs
 //	snapshots (source, seq) -> time, name, statistics, hash of the manifest
 //	kept      what a reader of streams remembers, and no manifest tells
+//	signed    sums of blocks, of bytes that cannot be read; no manifest tells them
 //
 // What no extent covers is a hole. A node's key holds its source in the upper bits,
 // so one file serves all sources of a writer (and a reader's all writers).
@@ -29,6 +30,7 @@ import (
 	"iter"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"zombiezen.com/go/sqlite"
@@ -37,9 +39,12 @@ import (
 	"github.com/secrate/secrate/internal/filetree"
 )
 
-// schemaVersion is kept in the file's user_version. A catalog of version 1 gets what it
-// has not; one of another version is not read but made anew.
-const schemaVersion = 2
+// schemaVersion is kept in the file's user_version. A catalog of an earlier version gets
+// what it has not; one of a later version is not read but made anew.
+const schemaVersion = 3
+
+// schemas are what each version has brought.
+var schemas = [schemaVersion]string{schema, keptSchema, signaturesSchema}
 
 const schema = `
 CREATE TABLE sources (
@@ -210,16 +215,13 @@ func (db *DB) setup(o Options) error {
 		return failed(err)
 	}
 	if version >= 0 && version < schemaVersion && !o.ReadOnly {
-		script := keptSchema + fmt.Sprintf("PRAGMA user_version = %d;", schemaVersion)
-		if version == 0 {
-			script = schema + script
-		}
+		script := strings.Join(schemas[version:], "") + fmt.Sprintf("PRAGMA user_version = %d;", schemaVersion)
 		if err := sqlitex.ExecuteScript(db.conn, script, nil); err != nil {
 			return failed(err)
 		}
 		version = schemaVersion
 	}
-	if version == 1 { // which a reader has no need to change
+	if version == 1 || version == 2 { // which a reader has no need to change
 		version = schemaVersion
 	}
 	if version != schemaVersion {

@@ -353,7 +353,7 @@ func (v View) EndNode(n filetree.NodeID) error {
 			return err
 		}
 	}
-	return nil
+	return v.db.exec("DELETE FROM signed WHERE node = ?", key)
 }
 
 // SetParts makes the bytes of a file from off on be parts.
@@ -410,39 +410,56 @@ func (v View) Punch(n filetree.NodeID, from, to int64) error {
 		return nil
 	}
 	// Of what is there only the first and the last may reach beyond; the others, and
-	// there may be any number of them, are ended without looking.
-	var edges []Extent
-	for _, order := range []string{"ASC", "DESC"} {
-		var err error
-		qerr := v.db.query("SELECT off, len, pack, blob, boff FROM extents WHERE node = ?1"+alive+
-			"AND off > ?3 AND off < ?4 AND off + len > ?5 ORDER BY off "+order+" LIMIT 1",
-			func(r *sqlite.Stmt) bool {
-				var e Extent
-				e, err = v.scanExtent(r, 0)
-				edges = append(edges, e)
-				return false
-			}, v.key(n), v.seq, from-MaxPart, to, from)
-		if err = errors.Join(qerr, err); err != nil || len(edges) == 0 {
+	// there may be any number of them, are ended without looking. Extents that are alive
+	// do not overlap, so that the last one to begin before a place is the only one that
+	// may reach it: that is looked for from the place back, not over all that ever was.
+	last, err := v.extentBefore(n, from-MaxPart, to)
+	if err != nil || last.Offset+last.Length <= from {
+		return err
+	}
+	first := last
+	if first.Offset > from {
+		if first, err = v.extentBefore(n, from-MaxPart, from+1); err != nil {
 			return err
 		}
+	}
+	start := from
+	if first.Offset+first.Length > from {
+		start = first.Offset
 	}
 	for _, q := range []string{
 		"DELETE FROM extents WHERE node = ?1 AND born = ?2 AND off >= ?3 AND off < ?4 AND off + len > ?5",
 		"UPDATE extents SET died = ?2 WHERE node = ?1 AND died = 0 AND off >= ?3 AND off < ?4 AND off + len > ?5",
 	} {
-		if err := v.db.exec(q, v.key(n), v.seq, edges[0].Offset, to, from); err != nil {
+		if err := v.db.exec(q, v.key(n), v.seq, start, to, from); err != nil {
 			return err
 		}
 	}
-	if e := edges[0]; e.Offset < from {
-		if err := v.addExtent(n, Extent{e.Offset, e.Part.Slice(0, from-e.Offset)}); err != nil {
+	if err := v.dropSignatures(n, from, to); err != nil {
+		return err
+	}
+	if start < from {
+		if err := v.addExtent(n, Extent{first.Offset, first.Part.Slice(0, from-first.Offset)}); err != nil {
 			return err
 		}
 	}
-	if e := edges[1]; e.Offset+e.Length > to {
-		return v.addExtent(n, Extent{to, e.Part.Slice(to-e.Offset, e.Offset+e.Length-to)})
+	if last.Offset+last.Length > to {
+		return v.addExtent(n, Extent{to, last.Part.Slice(to-last.Offset, last.Offset+last.Length-to)})
 	}
 	return nil
+}
+
+// extentBefore returns the last extent of a file that begins in (after, before), one of no
+// bytes at after if there is none. The caller holds mu.
+func (v View) extentBefore(n filetree.NodeID, after, before int64) (Extent, error) {
+	e := Extent{Offset: after}
+	var err error
+	qerr := v.db.query("SELECT off, len, pack, blob, boff FROM extents WHERE node = ?1"+alive+"AND off > ?3 AND off < ?4 ORDER BY off DESC LIMIT 1",
+		func(r *sqlite.Stmt) bool {
+			e, err = v.scanExtent(r, 0)
+			return false
+		}, v.key(n), v.seq, after, before)
+	return e, errors.Join(qerr, err)
 }
 
 // Before returns the attributes a node had before this snapshot, and whether it was.
@@ -529,7 +546,7 @@ func (v View) EndAll() error {
 			return err
 		}
 	}
-	return nil
+	return v.db.exec("DELETE FROM signed WHERE node >= ? AND node < ?", v.source<<nodeBits, (v.source+1)<<nodeBits)
 }
 
 // ChangedSince returns the nodes that are not as they were at snapshot seq, or have
