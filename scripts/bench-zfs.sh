@@ -52,7 +52,7 @@ awk -v N='$FILES' "BEGIN {
 sync
 zfs snapshot tank/d@1
 now() { cut -d" " -f1 /proc/uptime; }
-mkdir -p /tmp/o /root/state
+mkdir -p /tmp/o
 export SECRATE_CONFIG=/root/config.toml SECRATE_STATE=/root/state
 secrate init --classic --repo /root/repo --identity-out /root/key >/dev/null
 secrate source add d tank/d
