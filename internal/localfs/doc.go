@@ -44,6 +44,9 @@
 // system without them) does not fail a node but is counted, see [Target.Notes].
 // Change and birth times can never be restored on Linux.
 //
+// A [Device] is a block device onto which the content of one file is restored. It is the
+// one place that is reached through a link, if that was named.
+//
 // Both halves reach links and special files through /proc/self/fd, so /proc has to
 // be mounted.
 package localfs

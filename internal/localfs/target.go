@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,9 @@ import (
 // ErrNotEmpty is wrapped by the error of OpenTarget for a directory that has
 // entries already.
 var ErrNotEmpty = errors.New("the directory is not empty")
+
+// ErrNoDevice is wrapped by the error of OpenTarget for a name in /dev that nothing has.
+var ErrNoDevice = errors.New("there is no such device, and a directory is not made among devices")
 
 // ErrOccupied is wrapped by errors that report something else where a node should
 // be, which was left as it is: a directory in place of a file, a link in place of a
@@ -80,7 +84,8 @@ const maxOpen = 256
 
 // OpenTarget opens the directory at path to restore into it, and makes it, with
 // mode 0700, if there is none; what it is in must exist. The error wraps
-// [ErrNotEmpty] if it has entries and o does not allow them.
+// [ErrNotEmpty] if it has entries and o does not allow them, and [ErrNoDevice] for a name
+// in /dev that nothing has.
 func OpenTarget(path string, o TargetOptions) (*Target, error) {
 	t, err := openTarget(path, o)
 	if err != nil {
@@ -91,6 +96,9 @@ func OpenTarget(path string, o TargetOptions) (*Target, error) {
 
 func openTarget(path string, o TargetOptions) (*Target, error) {
 	flags := unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
+	if amongDevices(path) {
+		return nil, ErrNoDevice
+	}
 	err := unix.Mkdir(path, 0o700)
 	made := err == nil
 	if made {
@@ -134,6 +142,21 @@ func openTarget(path string, o TargetOptions) (*Target, error) {
 	t.dirs[t.root] = info
 	t.open[t.root] = &openDir{dirInfo: info, id: t.root, fd: fd, refs: 1}
 	return t, nil
+}
+
+// amongDevices reports whether path is the name of nothing among devices. A directory
+// there would be in memory, and is a device's name misspelt.
+func amongDevices(path string) bool {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) != unix.ENOENT {
+		return false
+	}
+	parent, err := filepath.Abs(filepath.Dir(filepath.Clean(path)))
+	if err == nil {
+		parent, err = filepath.EvalSymlinks(parent)
+	}
+	parent += "/"
+	return err == nil && strings.HasPrefix(parent, "/dev/") && !strings.HasPrefix(parent, "/dev/shm/")
 }
 
 func isEmpty(fd int) (bool, error) {

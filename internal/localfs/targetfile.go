@@ -2,7 +2,6 @@ package localfs
 
 import (
 	"fmt"
-	"io"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -91,16 +90,9 @@ func (f *TargetFile) WriteAt(data []byte, off int64) (int, error) {
 	if off < 0 || off > f.size || int64(len(data)) > f.size-off {
 		return 0, f.fail("write", fmt.Errorf("%d bytes at %d: beyond the size of %d", len(data), off, f.size))
 	}
-	n := 0
-	for n < len(data) {
-		m, err := retry(func() (int, error) { return unix.Pwrite(f.h.fd, data[n:], off+int64(n)) })
-		if err == nil && m == 0 {
-			err = io.ErrShortWrite
-		}
-		if err != nil {
-			return n, f.fail("write", err)
-		}
-		n += m
+	n, err := writeAt(f.h.fd, data, off)
+	if err != nil {
+		return n, f.fail("write", err)
 	}
 	return n, nil
 }
