@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -272,7 +273,7 @@ func (a *app) reportNotes(notes []localfs.Note) {
 		}
 		example := ""
 		if len(n.Names) > 0 {
-			example = ", such as " + progress.Printable(n.Names[0])
+			example = ", such as " + progress.Printable(cmp.Or(n.Names[0], ".")) // the target itself has no name
 		}
 		a.warn("%s could not be set on %s%s", n.What, count(n.Count, "node"), example)
 	}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -63,6 +65,7 @@ type Device struct {
 	end   int64  // of the file
 	fd    int
 	align int64 // what is zeroed without writing begins and ends at multiples of it
+	zvol  bool  // it is a volume of ZFS, all of it
 	zero  zeroWay
 	begun atomic.Bool
 }
@@ -134,12 +137,43 @@ func (d *Device) open(overwrite bool) error {
 	if sector, err := unix.IoctlGetInt(d.fd, unix.BLKSSZGET); err == nil {
 		d.align = max(d.align, int64(sector))
 	}
+	if block, ok := zvolBlock(uint64(st.Rdev)); ok {
+		d.zvol, d.align = true, max(d.align, block)
+	}
 	return nil
 }
 
 // deviceSize is that of a device that is open.
 func deviceSize(fd int) (int64, error) {
 	return unix.Seek(fd, 0, unix.SEEK_END)
+}
+
+// zvolBlock returns the size of the blocks of a volume of ZFS; ok is not set for another
+// device, or a partition.
+func zvolBlock(rdev uint64) (size int64, ok bool) {
+	devices, err := os.ReadFile("/proc/devices")
+	if err != nil {
+		return 0, false
+	}
+	_, block, _ := strings.Cut(string(devices), "Block devices:")
+	for line := range strings.Lines(block) {
+		if f := strings.Fields(line); len(f) == 2 && f[1] == "zvol" && f[0] == strconv.Itoa(int(unix.Major(rdev))) {
+			ok = true
+		}
+	}
+	if !ok {
+		return 0, false
+	}
+	sys := fmt.Sprintf("/sys/dev/block/%d:%d/", unix.Major(rdev), unix.Minor(rdev))
+	if _, err := os.Stat(sys + "partition"); err == nil {
+		return 0, false
+	}
+	text, err := os.ReadFile(sys + "queue/discard_granularity")
+	if err != nil {
+		return 0, false
+	}
+	size, err = strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	return size, err == nil && size > 0 && size <= 16<<20 && size&(size-1) == 0
 }
 
 // inUse is ErrInUse, with the place where the device is mounted if that can be found.
@@ -201,8 +235,9 @@ func (d *Device) WriteAt(data []byte, off int64) (int, error) {
 type zeroWay int
 
 const (
-	zeroPunch zeroWay = iota // the device is told, and may give the space back
-	zeroRange                // it is told, or the kernel writes
+	zeroPunch   zeroWay = iota // the device is told, and may give the space back
+	zeroDiscard                // a volume of ZFS is told, which has no other way
+	zeroRange                  // the device is told, or the kernel writes
 	zeroWrite
 )
 
@@ -219,16 +254,9 @@ func (d *Device) Zero(off, n int64) error {
 	if from >= to {
 		from, to = end, end
 	}
-	for ; from < to && d.zero < zeroWrite; d.zero++ {
-		mode := uint32(unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_PUNCH_HOLE)
-		if d.zero == zeroRange {
-			mode = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_ZERO_RANGE
-		}
-		_, err := retry(func() (int, error) { return 0, unix.Fallocate(d.fd, mode, from, to-from) })
-		if err == nil {
-			break
-		}
-		// Whatever it is, it shows again when zeros are written.
+	// Whatever is wrong shows again when zeros are written.
+	for from < to && d.zero < zeroWrite && d.zeroBy(d.zero, from, to-from) != nil {
+		d.zero++
 	}
 	if d.zero == zeroWrite {
 		from, to = end, end
@@ -239,6 +267,47 @@ func (d *Device) Zero(off, n int64) error {
 		}
 	}
 	crashpoint.Here("device zeroed")
+	return nil
+}
+
+func (d *Device) zeroBy(way zeroWay, off, n int64) error {
+	mode := uint32(unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_PUNCH_HOLE)
+	switch way {
+	case zeroDiscard:
+		return d.discard(off, n)
+	case zeroRange:
+		mode = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_ZERO_RANGE
+	}
+	_, err := retry(func() (int, error) { return 0, unix.Fallocate(d.fd, mode, off, n) })
+	return err
+}
+
+// discard gives blocks back. Of other devices nobody knows what is read from there
+// afterwards; whole blocks of a volume of ZFS are zeros, and both ends are looked at to see
+// that they were whole.
+func (d *Device) discard(off, n int64) error {
+	if !d.zvol {
+		return unix.EOPNOTSUPP
+	}
+	r := [2]uint64{uint64(off), uint64(n)}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), unix.BLKDISCARD, uintptr(unsafe.Pointer(&r))); errno != 0 {
+		return errno
+	}
+	fd, err := unix.Open(procPath(d.fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var page [4096]byte // n is no less
+	for _, at := range []int64{off, off + n - int64(len(page))} {
+		m, err := retry(func() (int, error) { return unix.Pread(fd, page[:], at) })
+		if err != nil {
+			return err
+		}
+		if m != len(page) || page != [4096]byte{} {
+			return unix.EIO
+		}
+	}
 	return nil
 }
 

@@ -29,6 +29,7 @@
 //	other attributes         ACLs, capabilities
 //	other flags, time
 //	rename into place
+//	project id               nothing gets by rename to where another is handed down
 //	immutable, append-only   nothing can be done to the node afterwards
 //
 // Directories get their attributes last of all, by [Target.FinishDir], from the

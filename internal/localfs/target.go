@@ -448,7 +448,7 @@ func (t *Target) FinishDir(id filetree.NodeID, a *filetree.Attr) error {
 	if err == nil {
 		n := node{t: t, dir: id, kind: filetree.Dir, attr: a, prune: true}
 		if err = n.setAttr(h); err == nil {
-			n.setLastFlags(h)
+			n.setLast(h)
 		}
 	}
 	if err != nil {
@@ -515,14 +515,22 @@ func (t *Target) make(op string, dir filetree.NodeID, name string, a *filetree.A
 		return t.fail(op, dir, name, err)
 	}
 	defer t.release(d)
-	if err := t.makeIn(d, name, a, mk); err != nil {
+	err = t.makeIn(d, name, a, mk, d.fresh)
+	if err == unix.EXDEV {
+		// On ZFS such a node has no project, and nothing gets by rename to where one is
+		// handed down. So what has its name goes first: a crash here leaves neither.
+		if err = occupied(unix.Unlinkat(d.fd, name, 0)); err == nil || err == unix.ENOENT {
+			err = t.makeIn(d, name, a, mk, true)
+		}
+	}
+	if err != nil {
 		return t.fail(op, dir, name, err)
 	}
 	return nil
 }
 
-func (t *Target) makeIn(d *openDir, name string, a *filetree.Attr, mk func(dirfd int, name string) error) (err error) {
-	tmp, err := d.create(name, d.fresh, func(name string) error { return mk(d.fd, name) })
+func (t *Target) makeIn(d *openDir, name string, a *filetree.Attr, mk func(dirfd int, name string) error, direct bool) (err error) {
+	tmp, err := d.create(name, direct, func(name string) error { return mk(d.fd, name) })
 	if err != nil {
 		return err
 	}
@@ -554,6 +562,9 @@ func (t *Target) makeIn(d *openDir, name string, a *filetree.Attr, mk func(dirfd
 	}
 	if lost := a.Flags &^ flagsOfState; lost != 0 {
 		n.note(LostFlags)
+	}
+	if n.hasProject() { // it takes a descriptor that only files and directories have
+		n.note(LostProject)
 	}
 	return d.place(tmp, name)
 }
@@ -620,8 +631,8 @@ func (t *Target) Link(oldDir filetree.NodeID, oldName string, dir filetree.NodeI
 	}
 	defer t.release(to)
 	err = link(to, name, func(name string) error { return unix.Linkat(from.fd, oldName, to.fd, name, 0) })
-	if err == unix.EPERM {
-		err = linkUnchangeable(from, oldName, to, name)
+	if err == unix.EPERM || err == unix.EXDEV {
+		err = linkLoosened(from, oldName, to, name, err)
 	}
 	if err != nil {
 		return t.fail("link", dir, name, fmt.Errorf("to %q: %w", t.path(oldDir, oldName), err))
@@ -641,21 +652,41 @@ func link(to *openDir, name string, mk func(name string) error) error {
 	return err
 }
 
-// linkUnchangeable links to a file that is immutable or append-only, which is
-// refused while it is.
-func linkUnchangeable(from *openDir, oldName string, to *openDir, name string) error {
-	fd, err := retry(func() (int, error) {
+// linkLoosened links to a file that may not be linked to as it is, which err says: it is
+// immutable or append-only, or the directory hands down another project than it has. For
+// as long as that takes it is neither.
+func linkLoosened(from *openDir, oldName string, to *openDir, name string, err error) error {
+	fd, openErr := retry(func() (int, error) {
 		return unix.Openat(from.fd, oldName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	})
-	if err != nil {
-		return unix.EPERM
+	if openErr != nil {
+		return err
 	}
 	defer unix.Close(fd)
-	flags, _, err := getFlags(fd)
-	if err != nil || flags&flagsLast == 0 || setFlags(fd, 0, flagsLast) != 0 {
-		return unix.EPERM
+	flags, _, flagsErr := getFlags(fd)
+	forbids := flagsErr == nil && flags&flagsLast != 0
+	if forbids {
+		if setFlags(fd, 0, flagsLast) != 0 {
+			return err
+		}
+		defer setFlags(fd, flags, flagsLast)
 	}
-	defer setFlags(fd, flags, flagsLast)
+	id, projectErr := getProject(fd)
+	other, dirErr := id, error(nil)
+	if h, err := readable(to.fd); projectErr == nil && err == nil {
+		other, dirErr = getProject(h.fd)
+		h.close()
+	}
+	foreign := projectErr == nil && dirErr == nil && other != id
+	if foreign {
+		if setProject(fd, other) != nil {
+			return err
+		}
+		defer setProject(fd, id)
+	}
+	if !forbids && !foreign {
+		return err
+	}
 	return link(to, name, func(name string) error {
 		return unix.Linkat(unix.AT_FDCWD, procPath(fd), to.fd, name, unix.AT_SYMLINK_FOLLOW)
 	})

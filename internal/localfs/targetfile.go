@@ -117,26 +117,34 @@ func (f *TargetFile) Finish() error {
 
 func (f *TargetFile) finish() error {
 	err := f.n.setAttr(f.h)
-	last := f.n.attr.Flags&flagsLast != 0
-	if err == nil && last {
-		// It has to stay open for what is set under its final name. NFS reports write
-		// errors on close, so they are asked for here.
+	// It has to stay open for what is set under its final name. NFS reports write errors
+	// on close, so they are asked for here; it has no projects.
+	forbids, project := f.n.attr.Flags&flagsLast != 0, f.n.hasProject() && hasProjects(f.h.fd)
+	last := forbids || project
+	if err == nil && forbids {
 		err = unix.Fsync(f.h.fd)
 	}
 	if err != nil {
 		f.h.close()
 		return err
 	}
-	if last {
-		defer f.h.close()
-	} else if err := f.h.close(); err != nil {
-		return err
+	if !last {
+		if err := f.h.close(); err != nil {
+			return err
+		}
 	}
 	if err := f.d.place(f.tmp, f.n.name); err != nil {
+		if last {
+			f.h.close()
+		}
 		return err
 	}
 	if last {
-		f.n.setLastFlags(f.h)
+		f.n.setLast(f.h)
+		return f.h.close()
+	}
+	if f.n.hasProject() {
+		f.n.note(LostProject)
 	}
 	return nil
 }

@@ -59,7 +59,7 @@ func (r *run) zeroHoles(ctx context.Context, node filetree.NodeID, size, total i
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			n := min(to-from, maxZero)
+			n := min(to-from, maxZero-from%maxZero) // which end at blocks, whatever their size
 			if err := r.device.Zero(from, n); err != nil {
 				return err
 			}
