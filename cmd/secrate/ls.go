@@ -28,7 +28,8 @@ history. Only metadata is read.
 
 On a terminal bytes that are no printable text are shown as \xff, \n or \u202e;
 elsewhere names are written as they are. In JSON a name that is not UTF-8 is also
-given in base64, as path_base64.
+given in base64, as path_base64, and there are the extended attributes, in the same
+way: those that no file system can be given, too.
 
 ` + readingHelp + `
 
@@ -195,6 +196,16 @@ type entryObject struct {
 	Major       *uint32 `json:"major,omitempty"`
 	Minor       *uint32 `json:"minor,omitempty"`
 	Incomplete  bool    `json:"incomplete,omitempty"` // not all of it could be read
+
+	Xattrs []xattrObject `json:"xattrs,omitempty"`
+}
+
+// An xattrObject is an extended attribute.
+type xattrObject struct {
+	Name       string `json:"name"`
+	NameBytes  string `json:"name_base64,omitempty"` // where name is not UTF-8
+	Value      string `json:"value"`
+	ValueBytes string `json:"value_base64,omitempty"`
 }
 
 // entry writes one entry. Its path is relative to the source.
@@ -213,6 +224,12 @@ func (l *lister) entry(path, shown string, a *filetree.Attr) error {
 	}
 	if a.Kind == filetree.CharDev || a.Kind == filetree.BlkDev {
 		o.Major, o.Minor = &a.Major, &a.Minor
+	}
+	for _, x := range a.Xattrs {
+		var xo xattrObject
+		xo.Name, xo.NameBytes = jsonName(x.Name)
+		xo.Value, xo.ValueBytes = jsonName(string(x.Value))
+		o.Xattrs = append(o.Xattrs, xo)
 	}
 	return writeJSON(l.w, o)
 }

@@ -294,6 +294,7 @@ func hintFor(err error) string {
 		{catalog.ErrVersion, "secrate catalog rebuild makes it anew from what is stored"},
 		{seal.ErrNoIdentity, "the identity file must be the one whose recipient was given to secrate init: its \"# public key\" line and recipients in the configuration are the same"},
 		{seal.ErrPassphrase, "it is asked for on a terminal: try it again there"},
+		{localfs.ErrNoDevice, "lsblk shows those there are"},
 		{localfs.ErrNotEmpty, "name a new directory, or say --into-existing: what is not in the history is then left as it is"},
 		{unix.ENOSPC, "the disk is full: see df and df -i"},
 		{unix.EDQUOT, "the quota is used up"},

@@ -65,6 +65,16 @@ func TestS3Scripts(t *testing.T) {
 	})
 }
 
+// TestDeviceScripts runs those that restore onto a loop device of 1 MiB, $DEVICE.
+func TestDeviceScripts(t *testing.T) {
+	testenv.Need(t, loopfs.Needs(loopfs.Ext4)...)
+	dev := loopfs.NewDevice(t, 1<<20)
+	runScripts(t, "device", func(env *testscript.Env) error {
+		env.Setenv("DEVICE", dev)
+		return nil
+	})
+}
+
 func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
 	corpus, err := filepath.Abs("../../sendstream/btrfs/testdata/corpus")
 	if err != nil {

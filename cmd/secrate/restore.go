@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/localfs"
 	"github.com/secrate/secrate/internal/progress"
 	"github.com/secrate/secrate/internal/restore"
@@ -17,7 +19,7 @@ func newRestore(a *app) *cobra.Command {
 	var f readFlags
 	var o restoreOptions
 	cmd := &cobra.Command{
-		Use:   "restore [NAME[:PATH]] --at T --to DIR",
+		Use:   "restore [NAME[:PATH]] --at T --to DIR|DEVICE",
 		Short: "Restore a source, a directory or a file as it was at a point in time",
 		Long: `Restore everything of a source, or what PATH names in it, as it was at T into the
 directory DIR. What was in a directory comes into DIR; a file comes into DIR under
@@ -38,6 +40,15 @@ what DIR cannot hold is counted and said at the end. Birth times are in the hist
 but cannot be set on Linux. Files that cannot be restored are named, and the others
 are restored all the same. The repository is only read.
 
+--to may also be a block device, by its name or by a link that leads to it, such as
+/dev/zvol/tank/v. Onto it goes the content of one file: of a volume of ZFS, that is
+NAME:volume. It is refused if it is mounted or otherwise in use, read-only, or smaller
+than the file, and unless --into-existing says that what is on it may be overwritten.
+Holes become zeros, which are not written where the device can be told. What is behind
+the end of the file on a larger device is left alone. Attributes are not set. At the
+end all of it is on the device; until then, or if restoring is broken off, neither what
+was on it nor the file is there whole. The same command then writes all of it again.
+
 Exit statuses:
 
     0  everything was restored
@@ -45,6 +56,7 @@ Exit statuses:
     2  usage, such as no identity
     3  nothing was restored, or restoring was broken off`,
 		Example: `  secrate restore home:docs --at "2d ago" --to /tmp/docs --identity secrate.key
+  secrate restore tank-vm:volume --at latest --to /dev/zvol/tank/vm --into-existing --identity secrate.key
   secrate restore --repo "s3://backups/nas?endpoint=https://s3.example.org&region=eu-1" --identity secrate.key --at latest --to /mnt/new home`,
 		Args:              arguments(0, 1, "a source or path as NAME:PATH"),
 		ValidArgsFunction: a.completeSources,
@@ -52,8 +64,8 @@ Exit statuses:
 	fl := cmd.Flags()
 	fl.SortFlags = false
 	fl.StringVar(&o.at, "at", "", "the point in time `T` (needed)")
-	fl.StringVar(&o.to, "to", "", "restore into the directory `DIR` (needed)")
-	fl.BoolVar(&o.intoExisting, "into-existing", false, "allow a DIR that is not empty")
+	fl.StringVar(&o.to, "to", "", "restore into the directory `DIR`, or a file onto the block device of that name (needed)")
+	fl.BoolVar(&o.intoExisting, "into-existing", false, "allow a DIR that is not empty, or a device, what is on which is overwritten")
 	f.add(cmd)
 	fl.BoolVar(&a.json, "json", false, "write the counts as one object, and an object for each failure before it")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -82,14 +94,24 @@ func (a *app) restore(ctx context.Context, f readFlags, o restoreOptions) error 
 		return err
 	}
 	defer r.close()
-	if _, err := r.view.Resolve(r.path); err != nil {
+	node, err := r.view.Resolve(r.path)
+	if err != nil {
 		return r.missing(err)
+	}
+	device := localfs.IsDevice(o.to)
+	if device {
+		if err := r.needFile(node, o.to); err != nil {
+			return err
+		}
 	}
 	content, err := r.content(ctx, r.past)
 	if err != nil {
 		return err
 	}
 	a.onInterrupt = "what was restored stays; the same command with --into-existing goes on"
+	if device {
+		a.onInterrupt = "the same command writes all of it again"
+	}
 	step := a.display.Step(progress.Bytes)
 	out := a.display.Results(a.stdout)
 	var incomplete int64
@@ -103,6 +125,9 @@ func (a *app) restore(ctx context.Context, f readFlags, o restoreOptions) error 
 		},
 	})
 	step.Done(err)
+	if err != nil && device {
+		return a.deviceFailed(o.to, res, err)
+	}
 	if err != nil {
 		if res.Files+res.Dirs+res.Links+res.Special > 0 {
 			a.warn("broken off: %s in %s so far", restoredCounts(res), progress.Printable(o.to))
@@ -110,12 +135,20 @@ func (a *app) restore(ctx context.Context, f readFlags, o restoreOptions) error 
 		return err
 	}
 	a.reportNotes(res.Notes)
-	if a.json {
-		err = writeJSON(out, restoredObject{
+	switch {
+	case a.json:
+		object := restoredObject{
 			Source: r.past.name, Seq: r.snap.Seq, Time: objectOf(r.snap).Time, Files: res.Files, Dirs: res.Dirs, Links: res.Links,
 			HardLinks: res.HardLinks, Special: res.Special, Bytes: res.Bytes, Failures: res.Failures,
-		})
-	} else {
+		}
+		if res.Device != nil {
+			object.Device, object.Zeros = res.Device.Name, &res.Holes
+		}
+		err = writeJSON(out, object)
+	case res.Device != nil:
+		_, err = fmt.Fprintf(out, "%s: %s of #%d of %s restored onto %s\n", r.past.name, progress.Printable(r.path[len(r.path)-1]), r.snap.Seq,
+			localTime(r.snap.Info.Time.Time()), deviceCounts(o.to, res))
+	default:
 		_, err = fmt.Fprintf(out, "%s: #%d of %s restored into %s: %s\n", r.past.name, r.snap.Seq, localTime(r.snap.Info.Time.Time()),
 			progress.Printable(o.to), restoredCounts(res))
 	}
@@ -144,6 +177,73 @@ type restoredObject struct {
 	Special   int64  `json:"special"`
 	Bytes     int64  `json:"bytes"`
 	Failures  int64  `json:"failures"`
+	Device    string `json:"device,omitempty"` // where one was restored onto
+	Zeros     *int64 `json:"zeros,omitempty"`  // with a device: bytes of holes
+}
+
+// needFile makes sure that a node can go onto a device.
+func (r *reading) needFile(node filetree.NodeID, device string) error {
+	attr, err := r.view.Attr(node)
+	if err != nil || attr.Kind == filetree.File {
+		return err
+	}
+	here := target{r.past.name, r.path}
+	hint := "name a file, as NAME:PATH; a tree goes into a directory, which may be on a file system that is on the device"
+	if attr.Kind == filetree.Dir { // a volume is a directory with one file
+		var names []string
+		for c, err := range r.view.Children(node) {
+			if err != nil {
+				return err
+			}
+			if names = append(names, c.Name); len(names) > 1 || c.Attr.Kind != filetree.File {
+				names = nil
+				break
+			}
+		}
+		if len(names) == 1 {
+			hint = quote(target{here.name, append(here.path[:len(here.path):len(here.path)], names[0])}.String()) + " is the one file in it"
+		}
+	}
+	return &usageError{fmt.Sprintf("%s is a device, onto which goes one file; %s is none", progress.Printable(device), progress.Printable(here.String())), hint}
+}
+
+// deviceFailed says what has become of a device.
+func (a *app) deviceFailed(to string, res restore.Result, err error) error {
+	if res.Device != nil && res.Device.Begun {
+		a.warn("%s IS INCOMPLETE: restoring was broken off after %s of content, and what was on it is overwritten", deviceName(to, res), progress.Size(res.Bytes))
+	}
+	if e, ok := errors.AsType[*localfs.DeviceError](err); ok {
+		switch {
+		case errors.Is(err, localfs.ErrOverwrites):
+			rest := ""
+			if e.Need < e.Size {
+				rest = fmt.Sprintf("; the %s behind it stay as they are", progress.Size(e.Size-e.Need))
+			}
+			return hinted(err, "--into-existing overwrites the first %s of its %s%s", progress.Size(e.Need), progress.Size(e.Size), rest)
+		case errors.Is(err, localfs.ErrTooSmall):
+			return hinted(err, "it takes a device of %s or more; this one has %s", progress.Size(e.Need), progress.Size(e.Size))
+		case errors.Is(err, localfs.ErrInUse):
+			return hinted(err, "unmount it, or take it out of what uses it; lsblk shows what that is")
+		}
+	}
+	return err
+}
+
+// deviceName is a device as it was named, and where that leads.
+func deviceName(to string, res restore.Result) string {
+	if res.Device.Name == to {
+		return progress.Printable(to)
+	}
+	return fmt.Sprintf("%s (%s)", progress.Printable(to), progress.Printable(res.Device.Name))
+}
+
+func deviceCounts(to string, res restore.Result) string {
+	size := res.Bytes + res.Holes
+	text := fmt.Sprintf("%s: %s, %s of it zeros for holes", deviceName(to, res), progress.Size(size), progress.Size(res.Holes))
+	if behind := res.Device.Size - size; behind > 0 {
+		text += fmt.Sprintf("; the %s behind it were left alone", progress.Size(behind))
+	}
+	return text
 }
 
 func restoredCounts(res restore.Result) string {
@@ -173,7 +273,7 @@ func (a *app) reportNotes(notes []localfs.Note) {
 		}
 		example := ""
 		if len(n.Names) > 0 {
-			example = ", such as " + progress.Printable(n.Names[0])
+			example = ", such as " + progress.Printable(cmp.Or(n.Names[0], ".")) // the target itself has no name
 		}
 		a.warn("%s could not be set on %s%s", n.What, count(n.Count, "node"), example)
 	}

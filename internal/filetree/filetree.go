@@ -66,6 +66,17 @@ type Xattr struct {
 	Value []byte
 }
 
+// What has no name on every file system is kept among the extended attributes, under
+// names of our own. No kernel has them, so that nothing but what knows them takes them for
+// what they are.
+const (
+	// ProjectXattr is the project id, in decimal.
+	ProjectXattr = "secrate.project"
+	// ACLXattr is the NFSv4 ACL of a ZFS node that says more than the mode. Package
+	// sendstream/zfs/zpl says what its bytes are.
+	ACLXattr = "secrate.zfs_acl"
+)
+
 // Attr is everything that is kept of a node but its names and content.
 type Attr struct {
 	Kind   Kind

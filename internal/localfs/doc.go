@@ -29,6 +29,7 @@
 //	other attributes         ACLs, capabilities
 //	other flags, time
 //	rename into place
+//	project id               nothing gets by rename to where another is handed down
 //	immutable, append-only   nothing can be done to the node afterwards
 //
 // Directories get their attributes last of all, by [Target.FinishDir], from the
@@ -43,6 +44,9 @@
 // What a target cannot hold (owners, when we are not root; attributes on a file
 // system without them) does not fail a node but is counted, see [Target.Notes].
 // Change and birth times can never be restored on Linux.
+//
+// A [Device] is a block device onto which the content of one file is restored. It is the
+// one place that is reached through a link, if that was named.
 //
 // Both halves reach links and special files through /proc/self/fd, so /proc has to
 // be mounted.

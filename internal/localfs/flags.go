@@ -15,6 +15,10 @@ const (
 	flagNocomp    = 0x00000400
 	flagDirsync   = 0x00010000
 	flagNocow     = 0x00800000
+	// flagProject makes a directory hand down its project id. It is set, with the id, but
+	// never taken away: where the history has none, the ids of a target are the quotas of
+	// whoever made it.
+	flagProject = 0x20000000
 
 	// flagsOfData shape how data is stored, so they are set while a file is empty.
 	flagsOfData = flagCompr | flagNocomp | flagNocow

@@ -9,11 +9,13 @@ import (
 // What a Note can say was not restored. Attributes have one for each namespace, see
 // [LostXattr].
 const (
-	LostOwner = "owner"
-	LostMode  = "mode"
-	LostFlags = "file flags"
-	LostTime  = "modification time"
-	LostBirth = "birth and change time" // of every node, on every Linux
+	LostOwner   = "owner"
+	LostMode    = "mode"
+	LostFlags   = "file flags"
+	LostProject = "project id"
+	LostACL     = "NFSv4 ACL" // of every node that has one: Linux has no way to set it
+	LostTime    = "modification time"
+	LostBirth   = "birth and change time" // of every node, on every Linux
 )
 
 // LostXattr is what a Note says of attributes of a namespace: user, trusted,

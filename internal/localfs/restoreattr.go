@@ -34,8 +34,8 @@ func notHeld(err error) bool {
 	return unsupported(err)
 }
 
-// setAttr sets all attributes but immutable and append-only, in the order that the
-// package comment gives.
+// setAttr sets all attributes but those of setLast, in the order that the package comment
+// gives.
 func (n *node) setAttr(h handle) error {
 	a := n.attr
 	if n.prune {
@@ -61,7 +61,7 @@ func (n *node) setAttr(h handle) error {
 		return err
 	}
 	if n.kind == filetree.File || n.kind == filetree.Dir {
-		if a.Flags&^(flagsSettable|flagsOfState) != 0 {
+		if a.Flags&^(flagsSettable|flagProject|flagsOfState) != 0 {
 			n.note(LostFlags)
 		}
 		n.setFlags(h, flagsSettable&^flagsLast)
@@ -132,7 +132,11 @@ func (n *node) setMode(h handle, owned bool) error {
 
 func (n *node) setXattrs(h handle, which func(name string) bool) error {
 	for _, x := range n.attr.Xattrs {
-		if !which(x.Name) {
+		if !which(x.Name) || x.Name == filetree.ProjectXattr {
+			continue
+		}
+		if x.Name == filetree.ACLXattr {
+			n.note(LostACL)
 			continue
 		}
 		err := h.setxattr(x.Name, x.Value)
@@ -192,7 +196,9 @@ func (n *node) setFlags(h handle, mask uint32) {
 	}
 }
 
-func (n *node) setLastFlags(h handle) {
+// setLast sets what a node gets in its place: its project, then what forbids all else.
+func (n *node) setLast(h handle) {
+	n.setProject(h)
 	if n.attr.Flags&flagsLast != 0 {
 		n.setFlags(h, flagsLast)
 	}

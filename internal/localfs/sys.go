@@ -3,6 +3,7 @@ package localfs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,6 +34,22 @@ func retry[T any](f func() (T, error)) (T, error) {
 			return v, err
 		}
 	}
+}
+
+// writeAt writes all of data at off, and returns how much of it is written.
+func writeAt(fd int, data []byte, off int64) (int, error) {
+	n := 0
+	for n < len(data) {
+		m, err := retry(func() (int, error) { return unix.Pwrite(fd, data[n:], off+int64(n)) })
+		if err == nil && m == 0 {
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return n, err
+		}
+		n += m
+	}
+	return n, nil
 }
 
 // hasOpenat2 reports whether the kernel has openat2 (since Linux 5.6) and lets us

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,9 @@ import (
 // ErrNotEmpty is wrapped by the error of OpenTarget for a directory that has
 // entries already.
 var ErrNotEmpty = errors.New("the directory is not empty")
+
+// ErrNoDevice is wrapped by the error of OpenTarget for a name in /dev that nothing has.
+var ErrNoDevice = errors.New("there is no such device, and a directory is not made among devices")
 
 // ErrOccupied is wrapped by errors that report something else where a node should
 // be, which was left as it is: a directory in place of a file, a link in place of a
@@ -80,7 +84,8 @@ const maxOpen = 256
 
 // OpenTarget opens the directory at path to restore into it, and makes it, with
 // mode 0700, if there is none; what it is in must exist. The error wraps
-// [ErrNotEmpty] if it has entries and o does not allow them.
+// [ErrNotEmpty] if it has entries and o does not allow them, and [ErrNoDevice] for a name
+// in /dev that nothing has.
 func OpenTarget(path string, o TargetOptions) (*Target, error) {
 	t, err := openTarget(path, o)
 	if err != nil {
@@ -91,6 +96,9 @@ func OpenTarget(path string, o TargetOptions) (*Target, error) {
 
 func openTarget(path string, o TargetOptions) (*Target, error) {
 	flags := unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
+	if amongDevices(path) {
+		return nil, ErrNoDevice
+	}
 	err := unix.Mkdir(path, 0o700)
 	made := err == nil
 	if made {
@@ -134,6 +142,21 @@ func openTarget(path string, o TargetOptions) (*Target, error) {
 	t.dirs[t.root] = info
 	t.open[t.root] = &openDir{dirInfo: info, id: t.root, fd: fd, refs: 1}
 	return t, nil
+}
+
+// amongDevices reports whether path is the name of nothing among devices. A directory
+// there would be in memory, and is a device's name misspelt.
+func amongDevices(path string) bool {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) != unix.ENOENT {
+		return false
+	}
+	parent, err := filepath.Abs(filepath.Dir(filepath.Clean(path)))
+	if err == nil {
+		parent, err = filepath.EvalSymlinks(parent)
+	}
+	parent += "/"
+	return err == nil && strings.HasPrefix(parent, "/dev/") && !strings.HasPrefix(parent, "/dev/shm/")
 }
 
 func isEmpty(fd int) (bool, error) {
@@ -425,7 +448,7 @@ func (t *Target) FinishDir(id filetree.NodeID, a *filetree.Attr) error {
 	if err == nil {
 		n := node{t: t, dir: id, kind: filetree.Dir, attr: a, prune: true}
 		if err = n.setAttr(h); err == nil {
-			n.setLastFlags(h)
+			n.setLast(h)
 		}
 	}
 	if err != nil {
@@ -492,14 +515,22 @@ func (t *Target) make(op string, dir filetree.NodeID, name string, a *filetree.A
 		return t.fail(op, dir, name, err)
 	}
 	defer t.release(d)
-	if err := t.makeIn(d, name, a, mk); err != nil {
+	err = t.makeIn(d, name, a, mk, d.fresh)
+	if err == unix.EXDEV {
+		// On ZFS such a node has no project, and nothing gets by rename to where one is
+		// handed down. So what has its name goes first: a crash here leaves neither.
+		if err = occupied(unix.Unlinkat(d.fd, name, 0)); err == nil || err == unix.ENOENT {
+			err = t.makeIn(d, name, a, mk, true)
+		}
+	}
+	if err != nil {
 		return t.fail(op, dir, name, err)
 	}
 	return nil
 }
 
-func (t *Target) makeIn(d *openDir, name string, a *filetree.Attr, mk func(dirfd int, name string) error) (err error) {
-	tmp, err := d.create(name, d.fresh, func(name string) error { return mk(d.fd, name) })
+func (t *Target) makeIn(d *openDir, name string, a *filetree.Attr, mk func(dirfd int, name string) error, direct bool) (err error) {
+	tmp, err := d.create(name, direct, func(name string) error { return mk(d.fd, name) })
 	if err != nil {
 		return err
 	}
@@ -531,6 +562,9 @@ func (t *Target) makeIn(d *openDir, name string, a *filetree.Attr, mk func(dirfd
 	}
 	if lost := a.Flags &^ flagsOfState; lost != 0 {
 		n.note(LostFlags)
+	}
+	if n.hasProject() { // it takes a descriptor that only files and directories have
+		n.note(LostProject)
 	}
 	return d.place(tmp, name)
 }
@@ -597,8 +631,8 @@ func (t *Target) Link(oldDir filetree.NodeID, oldName string, dir filetree.NodeI
 	}
 	defer t.release(to)
 	err = link(to, name, func(name string) error { return unix.Linkat(from.fd, oldName, to.fd, name, 0) })
-	if err == unix.EPERM {
-		err = linkUnchangeable(from, oldName, to, name)
+	if err == unix.EPERM || err == unix.EXDEV {
+		err = linkLoosened(from, oldName, to, name, err)
 	}
 	if err != nil {
 		return t.fail("link", dir, name, fmt.Errorf("to %q: %w", t.path(oldDir, oldName), err))
@@ -618,21 +652,41 @@ func link(to *openDir, name string, mk func(name string) error) error {
 	return err
 }
 
-// linkUnchangeable links to a file that is immutable or append-only, which is
-// refused while it is.
-func linkUnchangeable(from *openDir, oldName string, to *openDir, name string) error {
-	fd, err := retry(func() (int, error) {
+// linkLoosened links to a file that may not be linked to as it is, which err says: it is
+// immutable or append-only, or the directory hands down another project than it has. For
+// as long as that takes it is neither.
+func linkLoosened(from *openDir, oldName string, to *openDir, name string, err error) error {
+	fd, openErr := retry(func() (int, error) {
 		return unix.Openat(from.fd, oldName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	})
-	if err != nil {
-		return unix.EPERM
+	if openErr != nil {
+		return err
 	}
 	defer unix.Close(fd)
-	flags, _, err := getFlags(fd)
-	if err != nil || flags&flagsLast == 0 || setFlags(fd, 0, flagsLast) != 0 {
-		return unix.EPERM
+	flags, _, flagsErr := getFlags(fd)
+	forbids := flagsErr == nil && flags&flagsLast != 0
+	if forbids {
+		if setFlags(fd, 0, flagsLast) != 0 {
+			return err
+		}
+		defer setFlags(fd, flags, flagsLast)
 	}
-	defer setFlags(fd, flags, flagsLast)
+	id, projectErr := getProject(fd)
+	other, dirErr := id, error(nil)
+	if h, err := readable(to.fd); projectErr == nil && err == nil {
+		other, dirErr = getProject(h.fd)
+		h.close()
+	}
+	foreign := projectErr == nil && dirErr == nil && other != id
+	if foreign {
+		if setProject(fd, other) != nil {
+			return err
+		}
+		defer setProject(fd, id)
+	}
+	if !forbids && !foreign {
+		return err
+	}
 	return link(to, name, func(name string) error {
 		return unix.Linkat(unix.AT_FDCWD, procPath(fd), to.fd, name, unix.AT_SYMLINK_FOLLOW)
 	})

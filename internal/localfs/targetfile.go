@@ -2,7 +2,6 @@ package localfs
 
 import (
 	"fmt"
-	"io"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -91,16 +90,9 @@ func (f *TargetFile) WriteAt(data []byte, off int64) (int, error) {
 	if off < 0 || off > f.size || int64(len(data)) > f.size-off {
 		return 0, f.fail("write", fmt.Errorf("%d bytes at %d: beyond the size of %d", len(data), off, f.size))
 	}
-	n := 0
-	for n < len(data) {
-		m, err := retry(func() (int, error) { return unix.Pwrite(f.h.fd, data[n:], off+int64(n)) })
-		if err == nil && m == 0 {
-			err = io.ErrShortWrite
-		}
-		if err != nil {
-			return n, f.fail("write", err)
-		}
-		n += m
+	n, err := writeAt(f.h.fd, data, off)
+	if err != nil {
+		return n, f.fail("write", err)
 	}
 	return n, nil
 }
@@ -125,26 +117,34 @@ func (f *TargetFile) Finish() error {
 
 func (f *TargetFile) finish() error {
 	err := f.n.setAttr(f.h)
-	last := f.n.attr.Flags&flagsLast != 0
-	if err == nil && last {
-		// It has to stay open for what is set under its final name. NFS reports write
-		// errors on close, so they are asked for here.
+	// It has to stay open for what is set under its final name. NFS reports write errors
+	// on close, so they are asked for here; it has no projects.
+	forbids, project := f.n.attr.Flags&flagsLast != 0, f.n.hasProject() && hasProjects(f.h.fd)
+	last := forbids || project
+	if err == nil && forbids {
 		err = unix.Fsync(f.h.fd)
 	}
 	if err != nil {
 		f.h.close()
 		return err
 	}
-	if last {
-		defer f.h.close()
-	} else if err := f.h.close(); err != nil {
-		return err
+	if !last {
+		if err := f.h.close(); err != nil {
+			return err
+		}
 	}
 	if err := f.d.place(f.tmp, f.n.name); err != nil {
+		if last {
+			f.h.close()
+		}
 		return err
 	}
 	if last {
-		f.n.setLastFlags(f.h)
+		f.n.setLast(f.h)
+		return f.h.close()
+	}
+	if f.n.hasProject() {
+		f.n.note(LostProject)
 	}
 	return nil
 }

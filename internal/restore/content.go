@@ -10,15 +10,19 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/secrate/secrate/internal/catalog"
-	"github.com/secrate/secrate/internal/localfs"
 )
 
 // content restores the files that have some.
-func (r *run) content(ctx context.Context) (err error) {
+func (r *run) content(ctx context.Context) error {
 	total, err := r.plan.Sort(ctx, func(f catalog.PlanFile, err error) error { return r.failFile(ctx, f, err) })
 	if err != nil {
 		return err
 	}
+	return r.write(ctx, total)
+}
+
+// write restores the files that have been planned and looked up, of total bytes.
+func (r *run) write(ctx context.Context, total int64) (err error) {
 	r.Progress.Start("restore", total)
 	defer func() { r.Progress.Done(err) }()
 	if err := r.whole(ctx); err != nil {
@@ -105,14 +109,36 @@ func (r *run) wholeFile(ctx context.Context, w catalog.Whole, data []byte) error
 	if err != nil {
 		return err
 	}
+	if r.device != nil {
+		_, err := r.device.WriteAt(slice, 0)
+		return err
+	}
 	return r.target.WriteFile(targetID(w.Dir), w.Name, &w.Attr, slice)
+}
+
+// An output is where the pieces of a file are put together. Finish or Abort ends its use.
+type output interface {
+	WriteAt(data []byte, off int64) (int, error)
+	Finish() error
+	Abort()
+}
+
+func (r *run) create(f catalog.PlanFile) (output, error) {
+	if r.device != nil {
+		return deviceOutput{r.device}, nil
+	}
+	a, err := r.View.Attr(f.Node)
+	if err != nil {
+		return nil, err
+	}
+	return r.target.Create(targetID(f.Dir), f.Name, &a)
 }
 
 // A piecedFile is a file that is being put together.
 type piecedFile struct {
 	r    *run
 	file catalog.PlanFile
-	out  *localfs.TargetFile
+	out  output
 
 	mu   sync.Mutex // guards what follows
 	left int        // who is at work on it
@@ -142,11 +168,7 @@ func (r *run) startPieces(ctx context.Context, g *errgroup.Group, f catalog.Plan
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	a, err := r.View.Attr(f.Node)
-	if err != nil {
-		return r.failFile(ctx, f, err)
-	}
-	out, err := r.target.Create(targetID(f.Dir), f.Name, &a)
+	out, err := r.create(f)
 	if err != nil {
 		return r.failFile(ctx, f, err)
 	}

@@ -1,4 +1,5 @@
-// Package restore brings the state of a source at one snapshot into a directory.
+// Package restore brings the state of a source at one snapshot into a directory, or one
+// file of it onto a block device.
 //
 //	catalog.View ─► walk ─┬─► directories, links, special and empty files ─► localfs.Target
 //	                      └─► catalog.Plan: where the content of files is
@@ -49,9 +50,11 @@ type Options struct {
 	// attributes; anything else is restored in the target under its own name.
 	Path []string
 	// To is the directory to restore into. It is made if it does not exist; what it
-	// is in must.
+	// is in must. If it leads to a block device, Path has to name a regular file: its
+	// content is restored onto the device, holes as zeros, and made durable. There are
+	// no attributes then, and what lies behind its end on the device is left alone.
 	To           string
-	IntoExisting bool // allow a To that is not empty
+	IntoExisting bool // allow a To that is not empty, or that is a device
 	Workers      int  // files, or pieces of files, at once; 0 means 4
 	Sync         bool // make all durable before Run returns
 	// Failed is called for each failure, one at a time. nil means none is told but
@@ -76,10 +79,21 @@ type Result struct {
 	Special   int64 // fifos, sockets, devices
 	Bytes     int64 // of content that were written
 	Holes     int64 // bytes of files that were not, since they are holes
+	// Device is the device that was restored onto, nil if To is none, or was refused.
+	Device *Device
 
 	Failures int64     // how many nodes or names could not be restored, or are incomplete
 	Failed   []Failure // the first of them, at most MaxFailed
 	Notes    []localfs.Note
+}
+
+// A Device is what a Result says of one.
+type Device struct {
+	Name string // its own, where To leads
+	Size int64
+	// Begun is set if anything on it may have changed. If Run returns an error, neither
+	// what it had before nor the file is there whole.
+	Begun bool
 }
 
 // ErrIncomplete is the error of a [Failure] that was restored as far as the history has it.
@@ -106,7 +120,8 @@ const maxDepth = 16384
 type run struct {
 	Options
 	plan   *catalog.Plan
-	target *localfs.Target
+	target *localfs.Target // nil with a device
+	device *localfs.Device // nil with a directory
 
 	mu  sync.Mutex // guards what follows
 	res Result
@@ -117,6 +132,9 @@ type run struct {
 // if o.To has entries and o does not allow them, and unix.ENOSPC, EDQUOT or EROFS if
 // nothing more can be written; the Result then says how far it came. What was begun is
 // taken away, directories that were made stay.
+//
+// A device is refused with a *localfs.DeviceError before anything on it changes. Whatever
+// fails later is an error, and leaves it with what was written so far.
 func Run(ctx context.Context, o Options) (Result, error) {
 	if o.Progress == nil {
 		o.Progress = progress.Discard
@@ -126,6 +144,10 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	if r.target != nil {
 		r.res.Notes = r.target.Notes()
 		err = errors.Join(err, r.target.Close())
+	}
+	if r.device != nil {
+		r.res.Device = &Device{r.device.Name(), r.device.Size(), r.device.Begun()}
+		err = errors.Join(err, r.device.Close())
 	}
 	return r.res, err
 }
@@ -147,6 +169,9 @@ func (r *run) restore(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.plan.Close()) }()
+	if localfs.IsDevice(r.To) {
+		return r.ontoDevice(ctx, node, attr)
+	}
 	r.target, err = localfs.OpenTarget(r.To, localfs.TargetOptions{IntoExisting: r.IntoExisting, Root: rootID})
 	if err != nil {
 		return err
@@ -399,6 +424,9 @@ func (r *run) fail(ctx context.Context, dir int64, name string, err error) error
 		if errors.Is(err, fatal) {
 			return err
 		}
+	}
+	if r.device != nil && !errors.Is(err, ErrIncomplete) { // there is no other file
+		return Failure{r.path(dir, name), err}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -12,9 +12,8 @@ import (
 	"github.com/secrate/secrate/sendstream/zfs/zpl"
 )
 
-// ProjectXattr is the name under which a project id is kept with the extended attributes,
-// in decimal. It is ours, as [zpl.ACLXattr] is.
-const ProjectXattr = "secrate.project"
+// ProjectXattr is the name under which a project id is kept with the extended attributes.
+const ProjectXattr = filetree.ProjectXattr
 
 // headAttr is what the beginning of a bonus says.
 func headAttr(h *zpl.Head) filetree.Attr {

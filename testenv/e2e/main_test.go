@@ -5,6 +5,7 @@
 //	                compared, by several ways into the history and out of it
 //	crash_test.go   the command is killed after one step more each time
 //	lost_test.go    objects are taken away, one at a time
+//	device_test.go  a file is restored onto a device, killed and interrupted
 //	faults_test.go  everything around the command is wrong in turn
 //
 // There are tests only. The command is built once a run, with the tag secrate_crash

@@ -157,6 +157,31 @@ func (f *FS) Close() error {
 	return f.remove()
 }
 
+// NewDevice is a loop device of size bytes with nothing on it, for a test: it returns its
+// name, such as /dev/loop0. When t ends the device is let go.
+func NewDevice(t testing.TB, size int64) string {
+	t.Helper()
+	testenv.Need(t, testenv.Root, testenv.LoopDevices)
+	img, err := os.OpenFile(filepath.Join(t.TempDir(), "image"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	if err := img.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	dev, err := attach(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := dev.Close(); err != nil { // the last one lets go of the image
+			t.Error(err)
+		}
+	})
+	return dev.Name()
+}
+
 // blockSize is the unit of checksums on Btrfs, and of what else these file systems place
 // data by.
 const blockSize = 4096

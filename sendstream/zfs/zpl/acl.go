@@ -141,7 +141,7 @@ func AppendACEs(b []byte, aces []ACE) []byte {
 // the extended attributes. It is ours: no kernel has it, so nothing but a ZFS restore
 // that knows it will take it for an ACL. Its value is the ACEs in version 1, little
 // endian, without a header (section 4.6); owners are FUIDs of the dataset.
-const ACLXattr = "secrate.zfs_acl"
+const ACLXattr = filetree.ACLXattr
 
 // An ACL is the access control list of an object.
 type ACL struct {
