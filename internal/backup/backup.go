@@ -379,22 +379,30 @@ func (j *Job) read(ctx context.Context, v Differ, u *s3history.Update, s Snapsho
 
 // warnNested names what looks like a part of the source and is not, once each.
 func (j *Job) warnNested(ctx context.Context, v Volume, u *s3history.Update) {
-	const note = "nested"
 	all, what, err := v.Nested(ctx)
 	if err == nil {
 		all = slices.DeleteFunc(all, func(p string) bool { return j.exclude.Excluded(p, true) })
-		var said []byte
-		said, err = u.Note(note)
-		for _, p := range all {
-			if !slices.Contains(strings.Split(string(said), "\x00"), p) {
-				j.o.Observer.Warn(j.o.Source, fmt.Sprintf("%s is a %s of its own, which no snapshot of this source holds: it needs a source of its own", p, what))
-			}
-		}
-		err = errors.Join(err, u.SetNote(note, []byte(strings.Join(all, "\x00"))))
+		err = j.warnOnce(u, "nested", all, func(p string) string {
+			return fmt.Sprintf("%s is a %s of its own, which no snapshot of this source holds: it needs a source of its own", p, what)
+		})
 	}
 	if err != nil { // no reason to go without a snapshot
 		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("what is inside and needs a source of its own was not looked for: %v", err))
 	}
+}
+
+// warnOnce warns of what is among all and was not when it was called before, and notes it.
+func (j *Job) warnOnce(u *s3history.Update, note string, all []string, warning func(string) string) error {
+	said, err := u.Note(note)
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		if !slices.Contains(strings.Split(string(said), "\x00"), p) {
+			j.o.Observer.Warn(j.o.Source, warning(p))
+		}
+	}
+	return u.SetNote(note, []byte(strings.Join(all, "\x00")))
 }
 
 // bring chooses between the increment from the base and a walk.

@@ -457,10 +457,13 @@ func TestMisfit(t *testing.T) {
 	}
 }
 
-func (f *fixture) compareAll(t *testing.T, cat *catalog.DB, src catalog.Source, want [][]manifest.Entry) {
+func (f *fixture) compareAll(t *testing.T, cat *catalog.DB, src catalog.Source, want [][]manifest.Entry, ignore ...func(*manifest.Ignore)) {
 	for i, w := range want {
 		got := f.entries(cat, src, uint64(i+1))
 		ig := manifest.Ignore{Ino: true, DirSize: true, DirNlink: true, Nested: true}
+		for _, set := range ignore {
+			set(&ig)
+		}
 		if d := manifest.Diff(w, got, ig); len(d) > 0 {
 			t.Errorf("#%d:\n%s", i+1, manifest.Report(d, 10))
 		}

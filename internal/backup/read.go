@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -27,6 +28,7 @@ type reader struct {
 	tree *localfs.Tree
 	base *localfs.Tree // the base snapshot's tree, or nil
 	told bool          // attributes are those that the stream told, and not looked at
+	mu   sync.Mutex    // guards what res has of failures
 	res  *Result
 
 	links  map[uint64]filetree.NodeID // see walker
@@ -39,18 +41,27 @@ func (j *Job) newReader(ctx context.Context, u *s3history.Update, tree *localfs.
 	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res, links: map[uint64]filetree.NodeID{}, again: map[filetree.NodeID]bool{}}
 }
 
+// fail notes what could not be read. Who walks and who records call it.
+func (r *reader) fail(path string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.res.fail(path, err)
+}
+
 // A task is one node to be looked at. A worker fills in what it finds; the recorder
 // takes it from there.
 type task struct {
-	path string
-	look func(ctx context.Context, t *task) // by a worker: calls found, sends pieces, closes them
+	path  string
+	moved bool                               // it is a node of the state that had another name, if it is that at all
+	look  func(ctx context.Context, t *task) // by a worker: calls found, sends pieces, closes them
 
 	stat   localfs.Stat
 	err    error
 	ready  chan struct{} // closed when stat and err are set
 	pieces chan s3history.Piece
-	broken error // why the pieces are not all there; set before they are closed
-	lacks  error // why the node is incomplete; set before they are closed
+	broken error         // why the pieces are not all there; set before they are closed
+	lacks  error         // why the node is incomplete; set before they are closed
+	later  *localfs.Stat // what stat has become meanwhile, or nil; set before they are closed
 
 	record func(t *task) error // by the recorder
 }
@@ -160,6 +171,11 @@ func (r *reader) put(t *task, n filetree.NodeID) error {
 	if t.broken != nil {
 		return t.broken
 	}
+	if t.later != nil {
+		if err := r.u.Replace(n, &t.later.Attr); err != nil {
+			return err
+		}
+	}
 	if t.lacks != nil {
 		return r.incomplete(t.path, n, t.lacks)
 	}
@@ -170,7 +186,7 @@ func (r *reader) put(t *task, n filetree.NodeID) error {
 // incomplete says of a node that not all of it could be read. It is looked at again in
 // the next snapshot: perhaps the disk has been mended.
 func (r *reader) incomplete(path string, n filetree.NodeID, err error) error {
-	r.res.fail(path, fmt.Errorf("not all of it is kept: %w", err))
+	r.fail(path, fmt.Errorf("not all of it is kept: %w", err))
 	r.again[n] = true
 	return r.u.SetAttr(n, func(a *filetree.Attr) { a.Incomplete = true })
 }

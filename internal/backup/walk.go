@@ -23,6 +23,7 @@ type walker struct {
 	first bool                       // there is no state: nothing is asked
 	part  bool                       // the rest of the tree has been recorded already
 	links map[uint64]filetree.NodeID // of nodes with several names, by inode
+	live  *scan                      // of a tree that is in use; nil for a snapshot's
 }
 
 // A place is a directory of the walk.
@@ -33,7 +34,10 @@ type place struct {
 
 // walk records the whole tree.
 func (r *reader) walk() error {
-	w := &walker{r: r, state: r.u.Before(), first: r.u.Head().Seq == 0, links: r.links}
+	return r.walkWith(&walker{r: r, state: r.u.Before(), first: r.u.Head().Seq == 0, links: r.links})
+}
+
+func (r *reader) walkWith(w *walker) error {
 	root := &place{node: filetree.RootNode, old: filetree.RootNode}
 	if w.first {
 		root.old = 0
@@ -77,7 +81,9 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 			if it == nil {
 				return err
 			}
-			r.res.fail(prefix+it.Path(), err) // the snapshot cannot change: it is the disk
+			if !w.live.missed(err) { // a snapshot cannot change: it is the disk
+				r.fail(prefix+it.Path(), err)
+			}
 			if it.Parent == nil {
 				continue
 			}
@@ -90,10 +96,15 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 			it.SkipDir()
 			continue
 		}
-		if it.Boundary != nil { // warnNested names it
+		if it.Boundary != nil { // warnNested names it, or scan
+			if w.live != nil {
+				w.live.mounts = append(w.live.mounts, path)
+				w.live.present(stack[depth].old, it.Name)
+			}
 			continue
 		}
 		if err != nil {
+			w.live.present(stack[depth].old, it.Name) // it stays what it was
 			continue
 		}
 		p, err := w.entry(it, path, stack[depth], give)
@@ -129,7 +140,22 @@ func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*
 	if self.old != 0 && (old.Kind != it.Kind || old.Ino != 0 && it.Ino != 0 && old.Ino != it.Ino) {
 		self.old = 0
 	}
-	t := &task{path: path}
+	w.live.present(parent.old, it.Name)
+	moved := false
+	if self.old == 0 && w.live != nil {
+		var err error
+		if self.old, old, err = w.live.moved(it.Ino, it.Kind); err != nil {
+			return nil, err
+		}
+		if moved = self.old != 0; moved && it.Dir != nil {
+			// What is in it is compared with what that node has, if it is that.
+			st, err := it.Dir.Stat()
+			if err != nil || !sameNode(&old, &st.Attr) {
+				self.old, moved = 0, false
+			}
+		}
+	}
+	t := &task{path: path, moved: moved}
 	name, kind, has := it.Name, it.Kind, self.old != 0
 	dir := it.Parent.Retain()
 	if it.Dir != nil {
@@ -175,13 +201,27 @@ func (w *walker) lookFile(ctx context.Context, t *task, dir *localfs.Dir, name s
 	}
 	defer f.Close()
 	st, err := f.Stat()
+	has = has && (!t.moved || err == nil && sameNode(old, &st.Attr))
 	t.found(st, err)
-	if err != nil || has && unchanged(old, &st.Attr) {
+	if err != nil || has && unchanged(old, &st.Attr) || has && t.moved && touched(old, &st.Attr) {
 		return
 	}
-	if err := w.r.readFile(ctx, t, f, nil, nil, !has); err != nil {
+	if w.live != nil {
+		err = w.live.readStill(ctx, t, f, !has)
+	} else {
+		err = w.r.readFile(ctx, t, f, nil, nil, !has)
+	}
+	if err != nil {
 		t.broken = fmt.Errorf("%s: %w", t.path, err)
 	}
+}
+
+// touched reports whether a file that was moved has had its name changed and no more: that
+// sets its ctime.
+func touched(old, now *filetree.Attr) bool {
+	a := *now
+	a.Ctime = old.Ctime
+	return unchanged(old, &a)
 }
 
 // record brings one entry into the update.
@@ -191,15 +231,33 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 		if vanished(t.err) {
 			return nil
 		}
+		if w.live != nil && denied(t.err) { // it stays what it was
+			self.node = self.old
+			w.r.fail(t.path, t.err)
+			return nil
+		}
 		if self.old != 0 {
 			self.node = self.old
 			return w.r.incomplete(t.path, self.old, t.err)
 		}
-		w.r.res.fail(t.path, t.err)
+		w.r.fail(t.path, t.err)
 		return nil
 	}
 	a := &t.stat.Attr
 	w.r.j.o.Observer.Seen(1, 0)
+	if t.moved {
+		// Of a directory entry has found out that it is the same.
+		there := a.Kind == filetree.Dir || sameNode(old, a)
+		if there {
+			var err error
+			if there, err = w.live.place(parent.node, name, self.old, a.Kind); err != nil {
+				return err
+			}
+		}
+		if !there {
+			self.old = 0
+		}
+	}
 	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
 		n, ok := w.links[a.Ino]
 		if !ok && w.part && self.old == 0 {
@@ -235,6 +293,9 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 	}
 	if err := w.r.put(t, self.node); err != nil {
 		return err
+	}
+	if w.live != nil && !w.first { // directories may be in limbo
+		return nil
 	}
 	return u.MaybePartial()
 }
@@ -285,10 +346,9 @@ func (r *reader) nodeOf(a *filetree.Attr) (n filetree.NodeID, ok bool, err error
 				r.inodes = append(r.inodes, inode{c.Attr.Ino, c.Node})
 			}
 		}
-		slices.SortFunc(r.inodes, func(a, b inode) int { return cmp.Or(cmp.Compare(a.ino, b.ino), cmp.Compare(a.node, b.node)) })
+		slices.SortFunc(r.inodes, compareInodes)
 	}
-	i, _ := slices.BinarySearchFunc(r.inodes, a.Ino, func(e inode, ino uint64) int { return cmp.Compare(e.ino, ino) })
-	for ; i < len(r.inodes) && r.inodes[i].ino == a.Ino; i++ {
+	for i := searchInode(r.inodes, a.Ino); i < len(r.inodes) && r.inodes[i].ino == a.Ino; i++ {
 		has, err := v.Attr(r.inodes[i].node)
 		if ignoreNotExist(err) != nil {
 			return 0, false, err
@@ -300,9 +360,23 @@ func (r *reader) nodeOf(a *filetree.Attr) (n filetree.NodeID, ok bool, err error
 	return 0, false, nil
 }
 
+func compareInodes(a, b inode) int {
+	return cmp.Or(cmp.Compare(a.ino, b.ino), cmp.Compare(a.node, b.node))
+}
+
+// searchInode returns where those of a number begin.
+func searchInode(all []inode, ino uint64) int {
+	i, _ := slices.BinarySearchFunc(all, ino, func(e inode, ino uint64) int { return cmp.Compare(e.ino, ino) })
+	return i
+}
+
 // replace makes a new node under a name; what had it loses it.
 func (w *walker) replace(dir filetree.NodeID, name string, a *filetree.Attr) (filetree.NodeID, error) {
-	if !w.first {
+	if w.live != nil {
+		if err := w.live.displace(dir, name); err != nil {
+			return 0, err
+		}
+	} else if !w.first {
 		if err := w.r.u.RemoveName(dir, name); ignoreNotExist(err) != nil {
 			return 0, err
 		}
@@ -334,7 +408,9 @@ func (w *walker) removals(prefix string, p *place, give func(*task) error) error
 	}
 	there := map[string]bool{}
 	d, err := w.r.tree.OpenDir(strings.TrimSuffix(prefix, "/"))
-	if err != nil {
+	if w.live.missed(err) || w.live != nil && denied(err) {
+		return nil // the walk finds out
+	} else if err != nil {
 		return err
 	}
 	defer d.Close()
@@ -355,6 +431,10 @@ func (w *walker) removals(prefix string, p *place, give func(*task) error) error
 			return err
 		}
 		if !there[c.Name] || w.r.j.exclude.Excluded(prefix+c.Name, c.Attr.Kind == filetree.Dir) {
+			if w.live != nil {
+				w.live.gone[catalog.Entry{Dir: p.old, Name: c.Name}] = c.Node
+				continue
+			}
 			gone = append(gone, c.Name)
 		}
 	}

@@ -9,11 +9,11 @@ import (
 	"github.com/secrate/secrate/internal/filetree"
 )
 
-// A File is a regular file, open for reading. Its methods may be called
+// A File is a regular file, open for reading. Its methods, but for Refresh, may be called
 // concurrently.
 type File struct {
 	h  handle
-	st unix.Statx_t // when it was opened
+	st unix.Statx_t // when it was opened, or refreshed
 }
 
 // Close closes f.
@@ -34,6 +34,14 @@ func (f *File) Changed() (bool, error) {
 		return false, err
 	}
 	return st.Ctime != f.st.Ctime || st.Mtime != f.st.Mtime || st.Size != f.st.Size, nil
+}
+
+// Refresh makes what f tells of itself what is true now, and returns the attributes.
+func (f *File) Refresh() (Stat, error) {
+	if err := f.h.statx(&f.st); err != nil {
+		return Stat{}, err
+	}
+	return f.Stat()
 }
 
 // ReadAt reads as io.ReaderAt says.

@@ -1,0 +1,280 @@
+package backup
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/internal/localfs"
+	"github.com/secrate/secrate/s3history"
+)
+
+// A scan compares a tree that is in use with the newest state, as a walk does with a
+// snapshot's. What it makes is a point in time like any other, but the moment of each file
+// is its own. Nothing stands still meanwhile:
+//
+//	a name that vanishes         is none
+//	a file that changes          while it is read is read again
+//	what may not be read         stays what it was, and is named
+//	what is elsewhere now        is known by its inode number and birth, with all below it,
+//	                             so that to move it costs an entry
+//
+// A name that the tree has no longer is therefore taken away at the end only: what it was of
+// may have been moved, to where the scan comes later.
+type scan struct {
+	w *walker
+
+	// Of the goroutine that walks:
+	inodes []inode                           // of the state, by number; nil until asked for
+	gone   map[catalog.Entry]filetree.NodeID // names that the tree has no longer
+	mounts []string                          // what is mounted inside
+
+	// Of the goroutine that records:
+	limbo  []string                 // names in the root for directories whose place another has taken
+	placed map[filetree.NodeID]bool // directories that have their new name
+}
+
+// ErrReplaced is wrapped by Scan when the tree is another than it was: its disk is not
+// mounted, perhaps. All of it would be ended.
+var ErrReplaced = errors.New("another directory than before")
+
+// scanReads is how often a file that changes while it is read is read.
+const scanReads = 3
+
+// ScanOptions say how Scan takes the tree.
+type ScanOptions struct {
+	Replaced bool // it may be another than before
+}
+
+// Scan makes what the tree at path has now the next snapshot.
+func (j *Job) Scan(ctx context.Context, path string, o ScanOptions) (Result, error) {
+	var res Result
+	source, err := j.w.Source(j.o.Source)
+	if err != nil {
+		return res, err
+	}
+	tree, err := localfs.Open(path)
+	if err != nil {
+		return res, err
+	}
+	defer tree.Close()
+	root, err := tree.Stat("")
+	if err != nil {
+		return res, err
+	}
+	head, err := j.w.Head(source)
+	if err != nil {
+		return res, err
+	}
+	u, err := j.w.Begin(ctx, source, s3history.SnapshotInfo{
+		Time: filetree.TimeOf(time.Now()), Origin: path, Exclude: j.o.Exclude, Host: j.o.Host,
+	})
+	if err != nil {
+		return res, err
+	}
+	defer u.Abort()
+	if err := sameRoot(u, head, &root, o); err != nil {
+		return res, fmt.Errorf("%s: %w", path, err)
+	}
+	j.o.Observer.Phase(j.o.Source, "reading")
+	r := j.newReader(ctx, u, tree, &res)
+	if err := r.scan(); err != nil {
+		return res, err
+	}
+	j.o.Observer.Phase(j.o.Source, "committing")
+	s, err := u.Commit()
+	if errors.Is(err, s3history.ErrUnchanged) {
+		res.Unchanged = true
+		return res, nil
+	} else if err != nil {
+		return res, err
+	}
+	res.Committed = append(res.Committed, s)
+	return res, nil
+}
+
+// rootNote notes which directory the root is.
+const rootNote = "root"
+
+// sameRoot makes sure that the root is the directory that it was.
+func sameRoot(u *s3history.Update, head s3history.Snapshot, root *localfs.Stat, o ScanOptions) error {
+	b := binary.BigEndian.AppendUint64(nil, root.Ino)
+	b = binary.BigEndian.AppendUint64(b, uint64(root.Btime.Sec))
+	b = binary.BigEndian.AppendUint32(b, root.Btime.Nsec)
+	was, err := u.Note(rootNote)
+	if err != nil {
+		return err
+	}
+	if head.Seq > 0 && was != nil && !slices.Equal(was, b) && !o.Replaced {
+		return fmt.Errorf("%w, as of #%d", ErrReplaced, head.Seq)
+	}
+	return u.SetNote(rootNote, b)
+}
+
+// scan records the tree as it is.
+func (r *reader) scan() error {
+	w := &walker{r: r, state: r.u.Before(), first: r.u.Head().Seq == 0, links: r.links}
+	w.live = &scan{w: w, gone: map[catalog.Entry]filetree.NodeID{}, placed: map[filetree.NodeID]bool{}}
+	if err := r.walkWith(w); err != nil {
+		return err
+	}
+	if err := w.live.settle(); err != nil {
+		return err
+	}
+	return r.j.warnOnce(r.u, "nested", w.live.mounts, func(p string) string {
+		return fmt.Sprintf("another file system is mounted on %s, of which nothing is kept: it needs a source of its own", p)
+	})
+}
+
+// missed reports whether an error says that something has gone since it was listed.
+func (s *scan) missed(err error) bool { return s != nil && vanished(err) }
+
+// present notes that a name is there, whatever a listing before it said.
+func (s *scan) present(dir filetree.NodeID, name string) {
+	if s != nil {
+		delete(s.gone, catalog.Entry{Dir: dir, Name: name})
+	}
+}
+
+// moved returns the node of the state that an inode may be, and what it was; 0 if there is
+// none. Whether it is, sameNode says.
+func (s *scan) moved(ino uint64, kind filetree.Kind) (filetree.NodeID, filetree.Attr, error) {
+	if s == nil || s.w.first || ino == 0 {
+		return 0, filetree.Attr{}, nil
+	}
+	if s.inodes == nil {
+		s.inodes = []inode{}
+		for c, err := range s.w.state.Nodes() {
+			if err != nil {
+				return 0, filetree.Attr{}, err
+			}
+			if c.Attr.Ino != 0 && c.Node != filetree.RootNode {
+				s.inodes = append(s.inodes, inode{c.Attr.Ino, c.Node})
+			}
+		}
+		slices.SortFunc(s.inodes, compareInodes)
+	}
+	for i := searchInode(s.inodes, ino); i < len(s.inodes) && s.inodes[i].ino == ino; i++ {
+		n := s.inodes[i].node
+		a, err := s.w.state.Attr(n)
+		if err != nil {
+			return 0, filetree.Attr{}, err
+		}
+		if a.Kind == kind {
+			return n, a, nil
+		}
+	}
+	return 0, filetree.Attr{}, nil
+}
+
+// sameNode reports whether an inode that has the number and kind of a node is it, and not
+// another that got the number later.
+func sameNode(old, now *filetree.Attr) bool {
+	if !old.Btime.IsZero() && !now.Btime.IsZero() {
+		return old.Btime == now.Btime
+	}
+	// Without times of birth what has not been changed since is taken for it.
+	return old.Size == now.Size && old.Mtime == now.Mtime
+}
+
+// place gives a node that was moved its new name. It reports false for a directory that has
+// its new name already: it was moved once more, from under the scan.
+func (s *scan) place(dir filetree.NodeID, name string, n filetree.NodeID, kind filetree.Kind) (bool, error) {
+	u := s.w.r.u
+	if has, _, err := u.Lookup(dir, name); err == nil && has == n {
+		return true, nil
+	}
+	if kind == filetree.Dir && s.placed[n] {
+		return false, nil
+	}
+	if err := s.displace(dir, name); err != nil {
+		return false, err
+	}
+	if kind != filetree.Dir {
+		// Names that it has no longer go at the end.
+		return true, u.AddLink(dir, name, n)
+	}
+	s.placed[n] = true
+	entries, err := u.View().Entries(n, 1)
+	if err != nil {
+		return false, err
+	}
+	return true, u.Rename(entries[0].Dir, entries[0].Name, dir, name)
+}
+
+// displace makes a name free. What had it may be found elsewhere: a directory stays, in a
+// place of its own, until the end.
+func (s *scan) displace(dir filetree.NodeID, name string) error {
+	u := s.w.r.u
+	n, kind, err := u.Lookup(dir, name)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	if kind != filetree.Dir {
+		return u.RemoveName(dir, name)
+	}
+	aside := fmt.Sprintf(".secrate-%d", n)
+	for {
+		if _, _, err := u.Lookup(filetree.RootNode, aside); errors.Is(err, filetree.ErrNotExist) {
+			break
+		} else if err != nil {
+			return err
+		}
+		aside += "~"
+	}
+	s.limbo = append(s.limbo, aside)
+	return u.Rename(dir, name, filetree.RootNode, aside)
+}
+
+// settle takes away what the tree has no longer.
+func (s *scan) settle() error {
+	u := s.w.r.u
+	for e, n := range s.gone {
+		has, _, err := u.Lookup(e.Dir, e.Name)
+		if err == nil && has == n {
+			err = u.RemoveName(e.Dir, e.Name)
+		}
+		if ignoreNotExist(err) != nil {
+			return err
+		}
+	}
+	for _, name := range s.limbo {
+		if err := ignoreNotExist(u.RemoveName(filetree.RootNode, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readStill reads all of a file, again if it has changed meanwhile, and leaves in t the
+// attributes that belong to what was read.
+func (s *scan) readStill(ctx context.Context, t *task, f *localfs.File, fresh bool) error {
+	for n := 1; ; n++ {
+		if err := s.w.r.readFile(ctx, t, f, nil, nil, fresh); err != nil {
+			return err
+		}
+		changed, err := f.Changed()
+		if err != nil || !changed {
+			return err
+		}
+		st, err := f.Refresh()
+		if err != nil {
+			return err
+		}
+		t.later = &st
+		if n == scanReads {
+			t.lack(fmt.Errorf("it was changed each of %d times that it was read: what is kept is not of one moment", n))
+			return nil
+		}
+		fresh = false // what is a hole now may have got bytes
+	}
+}
+
+// denied reports whether something may not be read by this process.
+func denied(err error) bool { return errors.Is(err, fs.ErrPermission) }
