@@ -205,6 +205,16 @@ func (u *Update) Put(n filetree.NodeID, p Piece) error {
 	return u.putPiece(n, p)
 }
 
+// Overwrite is Put for new bytes whose old version cannot be read: where the catalog knows
+// sums of what is there, what is the same is kept. The piece has one Item with Data, and lies
+// between two multiples of [catalog.MaxPart].
+func (u *Update) Overwrite(n filetree.NodeID, p Piece) error {
+	if err := u.flushWrite(); err != nil {
+		return err
+	}
+	return u.putWritten(n, p)
+}
+
 func (u *Update) putPiece(n filetree.NodeID, p Piece) error {
 	if done, err := u.putKnown(n, &p); done || err != nil {
 		return err

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"io"
 	"os"
@@ -39,15 +40,14 @@ func TestBtrfsScripts(t *testing.T) {
 	base := t.TempDir()
 	fs := loopfs.New(t, loopfs.Btrfs, loopfs.Options{Base: base})
 	// One of them is not root for a while.
-	for dir := fs.Dir; len(dir) >= len(filepath.Dir(base)); dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+	if err := openPath(fs.Dir); err != nil {
+		t.Fatal(err)
 	}
+	openCommand(t)
 	runScripts(t, "btrfs", func(env *testscript.Env) error {
 		pool, err := os.MkdirTemp(fs.Dir, "script-")
 		env.Setenv("POOL", pool)
-		return err
+		return errors.Join(err, os.Chmod(pool, 0o755), openPath(env.WorkDir))
 	})
 }
 
@@ -73,6 +73,31 @@ func TestDeviceScripts(t *testing.T) {
 		env.Setenv("DEVICE", dev)
 		return nil
 	})
+}
+
+// openCommand lets other users run the command, with the script command as.
+func openCommand(t *testing.T) {
+	bin, err := exec.LookPath("secrate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	real, err := filepath.EvalSymlinks(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(openPath(bin), openPath(real)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// openPath lets other users get at path, which is below the directory of temporary files.
+func openPath(path string) error {
+	for ; path != os.TempDir() && len(path) > 1; path = filepath.Dir(path) {
+		if err := os.Chmod(path, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {

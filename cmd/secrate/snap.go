@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,13 @@ encrypt it, upload it, commit. Snapshots that an earlier run could not upload ar
 uploaded first, each as a point in time of its own. What is fed by secrate ingest
 is left out. Of a ZFS dataset with --recursive its children are kept as well, each
 as NAME/CHILD, in snapshots of one transaction; NAME/CHILD alone may be named, too.
+
+An ordinary directory has no snapshots: it is compared with the newest state of the
+history, and what is new is read and uploaded at once, so that --no-upload does
+nothing. The moment of each file is its own. One that changes while it is read is
+read again; one that may not be read stays as it was, and is named. If the whole
+directory is another than before, because its disk is not mounted, say, nothing is
+done until --replaced says that it is meant.
 
 Read are the sources' snapshots; changed are the destination, where objects are
 added, the state directory, and the local snapshots that secrate took: those in
@@ -54,8 +62,12 @@ Exit statuses:
 	o := runOptions{take: true, upload: true}
 	noUpload := cmd.Flags().Bool("no-upload", false, "take the snapshots only; secrate upload does the rest")
 	cmd.Flags().BoolVar(&a.json, "json", false, "write one object a line for each snapshot committed")
+	cmd.Flags().BoolVar(&o.replaced, "replaced", false, "of an ordinary directory: it is meant that it is another than before")
 	wait := waitFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if o.replaced && len(args) == 0 {
+			return &usageError{"--replaced takes the name of a source", ""}
+		}
 		o.upload, o.wait = !*noUpload, *wait
 		return a.runSources(cmd.Context(), "snap", args, o)
 	}
@@ -91,6 +103,7 @@ Exit statuses:
 
 type runOptions struct {
 	take, upload bool
+	replaced     bool // an ordinary directory may be another than before
 	wait         time.Duration
 }
 
@@ -129,7 +142,7 @@ func (a *app) runSources(ctx context.Context, command string, names []string, o 
 		for _, m := range a.members(ctx, s, sel) {
 			family = append(family, &sourceRun{member: m, watch: w.source(m.name)})
 		}
-		if o.take && family[0].err == nil {
+		if o.take && family[0].err == nil && sel.Mode != config.Files {
 			takeAll(ctx, family)
 		}
 		runs = append(runs, family...)
@@ -137,7 +150,7 @@ func (a *app) runSources(ctx context.Context, command string, names []string, o 
 	out := a.results()
 	a.onInterrupt = resumeUpload
 	if o.upload {
-		a.uploadRuns(ctx, s, w, runs, out)
+		a.uploadRuns(ctx, s, w, runs, o, out)
 	}
 	return a.endRuns(ctx, s, runs, out)
 }
@@ -174,7 +187,7 @@ func takeAll(ctx context.Context, family []*sourceRun) {
 }
 
 // uploadRuns uploads what is pending of each of runs.
-func (a *app) uploadRuns(ctx context.Context, s *site, w *watch, runs []*sourceRun, out io.Writer) {
+func (a *app) uploadRuns(ctx context.Context, s *site, w *watch, runs []*sourceRun, o runOptions, out io.Writer) {
 	if !slices.ContainsFunc(runs, func(r *sourceRun) bool { return r.err == nil }) {
 		return
 	}
@@ -187,8 +200,9 @@ func (a *app) uploadRuns(ctx context.Context, s *site, w *watch, runs []*sourceR
 		case r.err != nil:
 		case err != nil:
 			r.err = err
+		case r.src.Mode == config.Files && !o.take: // there is nothing that could wait
 		default:
-			a.uploadRun(ctx, wr, s, r, out)
+			a.uploadRun(ctx, wr, s, r, o, out)
 		}
 	}
 }
@@ -211,7 +225,7 @@ func (a *app) openRecovered(ctx context.Context, s *site, w *watch, out io.Write
 	return wr, nil
 }
 
-func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun, out io.Writer) {
+func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun, o runOptions, out io.Writer) {
 	before, err := wr.head(r.name)
 	if err != nil {
 		r.err = err
@@ -226,7 +240,13 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 		r.err = err
 		return
 	}
-	res, err := j.Upload(ctx, r.vol)
+	var res backup.Result
+	if r.src.Mode == config.Files {
+		res, err = j.Scan(ctx, r.src.Path, backup.ScanOptions{Replaced: o.replaced})
+		err = scanHint(err, r.name)
+	} else {
+		res, err = j.Upload(ctx, r.vol)
+	}
 	r.watch.done(err)
 	if r.src.Mode == config.ZFS {
 		err = zfsHint(err, r.vol.(*zfsvolume.Volume).Name)
@@ -261,6 +281,17 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 		fmt.Fprintf(out, "%s: %s\n", r.name, what)
 	}
 	a.recordSuccess(s, head, sent)
+}
+
+// scanHint adds to an error of a scan what can be done.
+func scanHint(err error, name string) error {
+	switch {
+	case errors.Is(err, backup.ErrReplaced):
+		return hinted(err, "is its disk mounted? If it is meant to be another: secrate snap --replaced %s", name)
+	case errors.Is(err, fs.ErrNotExist):
+		return hinted(err, "is its disk mounted? secrate source list shows the paths")
+	}
+	return err
 }
 
 // recordSuccess keeps for secrate status that all is well with a source.

@@ -28,9 +28,9 @@ func newSource(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "source",
 		Short: "Say what is kept: add, list and remove sources",
-		Long: `A source is one Btrfs subvolume, one ZFS dataset, or what is fed by secrate ingest,
-with a history of its own. Sources are written in the configuration file, which may
-as well be edited by hand.`,
+		Long: `A source is one Btrfs subvolume, one ZFS dataset, one ordinary directory, or what is
+fed by secrate ingest, with a history of its own. Sources are written in the
+configuration file, which may as well be edited by hand.`,
 		Example: `  secrate source add home /home
   secrate source add tank tank/data --recursive
   secrate source list`,
@@ -45,13 +45,19 @@ func newSourceAdd(a *app) *cobra.Command {
 		Use:   "add NAME [PATH|DATASET]",
 		Short: "Add a source",
 		Long: `Write a source into the configuration: NAME, by which all commands call it, and what
-it is: PATH, the root of a Btrfs subvolume or where a ZFS dataset is mounted, or
-DATASET, a file system or volume as zfs list shows it. With --mode stream there is
-neither, and secrate ingest NAME feeds it. Ordinary directories cannot be kept yet.
+it is: PATH, the root of a Btrfs subvolume, where a ZFS dataset is mounted, or a
+directory of any other file system; or DATASET, a file system or volume as zfs list
+shows it. With --mode stream there is neither, and secrate ingest NAME feeds it.
 
-Btrfs: Subvolumes inside PATH are not part of it: they need sources of their own.
 Patterns of --exclude are those of gitignore(5), relative to PATH: "*.tmp" at any
 depth, "/build/" only at the top. What is excluded is neither read nor stored.
+
+Btrfs: Subvolumes inside PATH are not part of it: they need sources of their own. A
+directory inside of a subvolume is kept with --mode files only.
+
+Ordinary directories are looked through at each secrate snap: what has the size,
+times and inode number that it had is not read. What is mounted inside is not part
+of it. It need not be root's, but what may not be read is not kept.
 
 ZFS: With --recursive every child, now and later, is kept as well, with a history of
 its own called NAME/CHILD; snapshots of all are taken in one transaction. A child
@@ -81,12 +87,13 @@ Exit statuses:
 		Example: `  secrate source add home /home --exclude "*.tmp" --exclude /ann/.cache/
   secrate source add tank tank/data --recursive --keep "24 hourly, 7 daily"
   secrate source add vm tank/vm --adopt "autosnap_*_hourly"
+  secrate source add docs /srv/docs
   secrate source add nas --mode stream`,
 		Args: arguments(1, 2, "a name and a path"),
 	}
 	s := config.Source{}
-	mode := cmd.Flags().String("mode", "auto", "`MODE`: auto, btrfs, zfs, stream; files cannot be done yet")
-	cmd.Flags().StringArrayVar(&s.Exclude, "exclude", nil, "of Btrfs: leave out what matches `PATTERN`; may be repeated")
+	mode := cmd.Flags().String("mode", "auto", "`MODE`: auto, btrfs, zfs, files, stream")
+	cmd.Flags().StringArrayVar(&s.Exclude, "exclude", nil, "of paths: leave out what matches `PATTERN`; may be repeated")
 	cmd.Flags().StringVar(&s.Snapshots, "snapshots", "", "of Btrfs: keep local snapshots in `DIR` on the same file system instead of PATH/.secrate")
 	cmd.Flags().BoolVar(&s.Recursive, "recursive", false, "of ZFS: keep all children, too")
 	cmd.Flags().StringArrayVar(&s.Adopt, "adopt", nil, "of ZFS: take no snapshots but the newest that is called like `PATTERN`; may be repeated")
@@ -109,7 +116,7 @@ func (a *app) addSource(ctx context.Context, src config.Source, wait time.Durati
 	switch src.Mode {
 	case "auto", config.Btrfs, config.Stream, config.ZFS, config.Files:
 	default:
-		return &usageError{fmt.Sprintf("--mode %q: want auto, btrfs, zfs or stream", string(src.Mode)), ""}
+		return &usageError{fmt.Sprintf("--mode %q: want auto, btrfs, zfs, files or stream", string(src.Mode)), ""}
 	}
 	switch stream := src.Mode == config.Stream; {
 	case stream && src.Path != "":
@@ -156,6 +163,8 @@ func (a *app) addSource(ctx context.Context, src config.Source, wait time.Durati
 				fmt.Fprintf(a.stdout, "%s: with its child %s\n", src.Name, m.name)
 			}
 		}
+	case config.Files:
+		fmt.Fprintf(a.stdout, "%s: added, the directory %s; keep it with: secrate snap %s\n", src.Name, progress.Printable(src.Path), src.Name)
 	default:
 		fmt.Fprintf(a.stdout, "%s: added, the Btrfs subvolume %s; keep it with: secrate snap %s\n", src.Name, progress.Printable(src.Path), src.Name)
 	}
@@ -176,7 +185,7 @@ func checkVolume(ctx context.Context, src *config.Source) error {
 	asName := !filepath.IsAbs(src.Path) && zfs.CheckName(src.Path) == nil
 	switch {
 	case src.Mode == config.Files:
-		return notYet(src.Mode)
+		return checkDir(src, path)
 	case src.Mode == config.ZFS && asName, src.Mode == "auto" && asName && errors.Is(missing, fs.ErrNotExist):
 		found, err := zfs.Datasets(ctx, src.Path, false)
 		if err != nil && src.Mode == "auto" && errors.Is(err, zfs.ErrNoZFS) {
@@ -191,7 +200,9 @@ func checkVolume(ctx context.Context, src *config.Source) error {
 		return zfs.CheckName(src.Path)
 	case src.Mode == config.ZFS, src.Mode == "auto" && isZFS(path):
 		d, err := zfs.DatasetAt(ctx, path)
-		if err != nil {
+		if err != nil && src.Mode == "auto" {
+			return hinted(err, "add the dataset it is in, or keep it without snapshots: --mode files")
+		} else if err != nil {
 			return zfsHint(err, src.Path)
 		}
 		src.Mode, src.Dataset, src.Path = config.ZFS, d.Name, ""
@@ -212,11 +223,27 @@ func checkVolume(ctx context.Context, src *config.Source) error {
 		src.Mode = config.Btrfs
 		return nil
 	case place == btrfs.Inside:
-		return hinted(err, "add the subvolume it is in, or make it one of its own: btrfs subvolume create")
+		return hinted(err, "add the subvolume it is in, or make it one of its own: btrfs subvolume create; or keep it without snapshots: --mode files")
 	case src.Mode == config.Btrfs:
-		return hinted(err, "%s", notYetHint)
+		return hinted(err, "--mode files keeps any directory, without snapshots")
 	}
-	return hinted(fmt.Errorf("%s is an ordinary directory, which this version of secrate cannot keep yet", path), "%s", notYetHint)
+	return checkDir(src, path)
+}
+
+// checkDir makes src a source of mode files, if path is a directory.
+func checkDir(src *config.Source, path string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() {
+		return hinted(fmt.Errorf("%s is not a directory", path), "keep the directory that it is in, without the rest: --exclude")
+	}
+	if isKernels(path) {
+		return fmt.Errorf("%s is no place for files, but what the kernel tells of itself", path)
+	}
+	src.Mode, src.Path = config.Files, path
+	return nil
 }
 
 // absolute returns path as it is to be written into the configuration: links in it are
@@ -389,7 +416,7 @@ func (a *app) removeSource(ctx context.Context, name string, wait time.Duration)
 func (a *app) localSnapshots(ctx context.Context, s *site, src *config.Source) []string {
 	var commands []string
 	for _, m := range a.members(ctx, s, selection{Source: src}) {
-		if m.err != nil {
+		if m.err != nil || m.vol == nil {
 			continue
 		}
 		all, err := m.vol.List(ctx)

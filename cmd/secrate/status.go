@@ -183,7 +183,7 @@ func (s *site) known(db *catalog.DB, name string) (*s3history.Known, error) {
 
 // pending counts the local snapshots of a member that are not in its history.
 func (m *member) pending(ctx context.Context, known *s3history.Known) (int, error) {
-	if m.err != nil {
+	if m.err != nil || m.vol == nil {
 		return 0, m.err
 	}
 	all, err := m.vol.List(ctx)

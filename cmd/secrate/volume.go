@@ -23,9 +23,9 @@ import (
 type member struct {
 	name string // of the child, that of the source, a slash and the rest of the dataset's
 	src  *config.Source
-	vol  backup.Volume
-	size int64 // of what a first snapshot has to read, about; -1 if that cannot be told
-	err  error // why there is no vol
+	vol  backup.Volume // nil for an ordinary directory, which is scanned, and for streams
+	size int64         // of what a first snapshot has to read, about; -1 if that cannot be told
+	err  error         // why there is no vol
 }
 
 // A selection is a source of the configuration, or one child of it.
@@ -50,8 +50,8 @@ func (a *app) members(ctx context.Context, s *site, sel selection) []member {
 			return all
 		}
 		m.err = zfsHint(err, sel.Dataset)
-	default:
-		m.err = notYet(sel.Mode)
+	case config.Files:
+		m.size = usedOf(sel.Path)
 	}
 	return []member{m}
 }
@@ -160,13 +160,15 @@ func zfsHint(err error, dataset string) error {
 // zfsRights is what a user needs who is not root. To destroy takes mount as well.
 const zfsRights = "send,snapshot,hold,release,bookmark,destroy,mount"
 
-// notYet refuses what other versions will do.
-func notYet(m config.Mode) error {
-	what := map[config.Mode]string{config.Files: "ordinary directories"}[m]
-	return hinted(fmt.Errorf("%s cannot be kept by this version of secrate yet", what), "%s", notYetHint)
+// isKernels reports whether path is on a file system in which nothing is stored.
+func isKernels(path string) bool {
+	var st unix.Statfs_t
+	if unix.Statfs(path, &st) != nil {
+		return false
+	}
+	return slices.Contains([]int64{unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC,
+		unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.DEVPTS_SUPER_MAGIC}, int64(st.Type))
 }
-
-const notYetHint = "Btrfs subvolumes and ZFS datasets can, and with --mode stream whatever secrate ingest is given as a send stream of either"
 
 // zfsMagic is the type that statfs(2) gives for ZFS.
 const zfsMagic = 0x2fc12fc1

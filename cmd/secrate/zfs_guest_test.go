@@ -3,9 +3,8 @@
 package main
 
 import (
+	"errors"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -18,28 +17,12 @@ func TestZFSScripts(t *testing.T) {
 	if err := os.Chmod("/dev/zfs", 0o666); err != nil { // as udev does it elsewhere
 		t.Fatal(err)
 	}
-	// Others have to get at it, too.
-	bin, err := exec.LookPath("secrate")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range []string{filepath.Dir(filepath.Dir(bin)), filepath.Dir(bin), bin} {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	openCommand(t)
 	runScripts(t, "zfs", func(env *testscript.Env) error {
 		pool := zfspool.New(env.T().(testing.TB), zfspool.Options{})
 		env.Setenv("POOL", pool.Name)
 		env.Setenv("DIR", pool.Dir)
 		env.Setenv("VDEV", pool.File())
-		for _, dir := range []string{env.WorkDir, pool.Dir} {
-			for ; dir != os.TempDir() && len(dir) > 1; dir = filepath.Dir(dir) {
-				if err := os.Chmod(dir, 0o755); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
+		return errors.Join(openPath(env.WorkDir), openPath(pool.Dir))
 	})
 }

@@ -28,8 +28,10 @@ type reader struct {
 	tree *localfs.Tree
 	base *localfs.Tree // the base snapshot's tree, or nil
 	told bool          // attributes are those that the stream told, and not looked at
-	mu   sync.Mutex    // guards what res has of failures
-	res  *Result
+	// blind says that of what a file was only the sums of its blocks can be known.
+	blind bool
+	mu    sync.Mutex // guards what res has of failures
+	res   *Result
 
 	links  map[uint64]filetree.NodeID // see walker
 	again  map[filetree.NodeID]bool   // incomplete nodes: to be looked at in every increment
@@ -52,6 +54,7 @@ func (r *reader) fail(path string, err error) {
 // takes it from there.
 type task struct {
 	path  string
+	kind  filetree.Kind
 	moved bool                               // it is a node of the state that had another name, if it is that at all
 	look  func(ctx context.Context, t *task) // by a worker: calls found, sends pieces, closes them
 
@@ -164,7 +167,11 @@ func (t *task) lack(err error) {
 // put records the pieces that come.
 func (r *reader) put(t *task, n filetree.NodeID) error {
 	for p := range t.pieces {
-		if err := r.u.Put(n, p); err != nil {
+		put := r.u.Put
+		if r.blind && len(p.Items) == 1 && p.Items[0].Data != nil {
+			put = r.u.Overwrite
+		}
+		if err := put(n, p); err != nil {
 			return fmt.Errorf("%s: %w", t.path, err)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/localfs"
@@ -84,6 +86,7 @@ func (j *Job) Scan(ctx context.Context, path string, o ScanOptions) (Result, err
 	}
 	j.o.Observer.Phase(j.o.Source, "reading")
 	r := j.newReader(ctx, u, tree, &res)
+	r.blind = true
 	if err := r.scan(); err != nil {
 		return res, err
 	}
@@ -132,8 +135,12 @@ func (r *reader) scan() error {
 	})
 }
 
-// missed reports whether an error says that something has gone since it was listed.
-func (s *scan) missed(err error) bool { return s != nil && vanished(err) }
+// missed reports whether an error says that something has gone since it was listed, or that
+// something else has its name.
+func (s *scan) missed(err error) bool {
+	return s != nil && (vanished(err) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ESTALE) ||
+		errors.Is(err, localfs.ErrNotFile))
+}
 
 // present notes that a name is there, whatever a listing before it said.
 func (s *scan) present(dir filetree.NodeID, name string) {

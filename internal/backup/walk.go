@@ -73,7 +73,7 @@ func (w *walker) rootTask() *task {
 func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*task) error) error {
 	r := w.r
 	stack := []*place{at}
-	if err := w.removals(prefix, at, give); err != nil {
+	if err := w.removals(dir, prefix, at, give); err != nil {
 		return err
 	}
 	for it, err := range dir.Walk() {
@@ -113,7 +113,7 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 		}
 		if it.Dir != nil {
 			stack = append(stack, p)
-			if err := w.removals(path+"/", p, give); err != nil {
+			if err := w.removals(it.Dir, path+"/", p, give); err != nil {
 				return err
 			}
 		}
@@ -155,7 +155,7 @@ func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*
 			}
 		}
 	}
-	t := &task{path: path, moved: moved}
+	t := &task{path: path, kind: it.Kind, moved: moved}
 	name, kind, has := it.Name, it.Kind, self.old != 0
 	dir := it.Parent.Retain()
 	if it.Dir != nil {
@@ -227,8 +227,11 @@ func touched(old, now *filetree.Attr) bool {
 // record brings one entry into the update.
 func (w *walker) record(t *task, parent, self *place, name string, old *filetree.Attr) error {
 	u := w.r.u
+	if w.live != nil && (parent.node == 0 || t.err == nil && t.stat.Kind != t.kind) { // it went away, or something else took its place
+		return nil
+	}
 	if t.err != nil {
-		if vanished(t.err) {
+		if vanished(t.err) || w.live.missed(t.err) {
 			return nil
 		}
 		if w.live != nil && denied(t.err) { // it stays what it was
@@ -402,13 +405,13 @@ func (w *walker) link(dir filetree.NodeID, name string, n filetree.NodeID) error
 
 // removals gives out the names that the history has in a directory and the tree no
 // longer does, or that are excluded now.
-func (w *walker) removals(prefix string, p *place, give func(*task) error) error {
+func (w *walker) removals(dir *localfs.Dir, prefix string, p *place, give func(*task) error) error {
 	if p.old == 0 {
 		return nil
 	}
 	there := map[string]bool{}
-	d, err := w.r.tree.OpenDir(strings.TrimSuffix(prefix, "/"))
-	if w.live.missed(err) || w.live != nil && denied(err) {
+	d, err := dir.Again()
+	if err != nil && w.live != nil {
 		return nil // the walk finds out
 	} else if err != nil {
 		return err
@@ -421,6 +424,8 @@ func (w *walker) removals(prefix string, p *place, give func(*task) error) error
 		}
 		if errors.Is(err, io.EOF) {
 			break
+		} else if err != nil && w.live != nil {
+			return nil
 		} else if err != nil {
 			return err
 		}

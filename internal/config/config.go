@@ -14,7 +14,7 @@
 //	[[source]]
 //	name = "home"
 //	path = "/home"
-//	mode = "btrfs"                   # btrfs, stream, zfs or files
+//	mode = "btrfs"                   # btrfs, zfs, files or stream
 //	exclude = ["*.tmp", "/ann/.cache/"]
 //	snapshots = "/mnt/pool/.secrate" # inside the subvolume when missing
 //	keep = "24 hourly, 7 daily"      # local snapshots that stay; only the newest when missing
@@ -381,6 +381,12 @@ func (s *Source) check() []fault {
 	case ZFS:
 		s.checkZFS(add)
 	default:
+		if s.Mode == Files && s.Snapshots != "" {
+			add("snapshots", "a source of mode files takes none")
+		}
+		if s.Mode == Files && s.Keep != "" {
+			add("keep", "a source of mode files takes no snapshots")
+		}
 		switch {
 		case s.Path == "":
 			add("path", "missing")

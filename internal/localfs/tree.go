@@ -67,7 +67,7 @@ func (t *Tree) Walk() iter.Seq2[*Item, error] { return t.root.Walk() }
 // in all; "" is the root.
 func (t *Tree) OpenDir(path string) (*Dir, error) {
 	if path == "" {
-		return t.root.again()
+		return t.root.Again()
 	}
 	return at(t, path, "open", t.openDir)
 }

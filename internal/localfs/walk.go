@@ -91,7 +91,7 @@ func (d *Dir) Walk() iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
 		w := &walker{}
 		defer w.close()
-		root, err := d.again()
+		root, err := d.Again()
 		if err != nil {
 			yield(&Item{w: &walker{stack: []*frame{{}}}, Parent: d}, err)
 			return
@@ -119,8 +119,8 @@ func (d *Dir) Walk() iter.Seq2[*Item, error] {
 	}
 }
 
-// again opens d a second time, so that reading it has a position of its own.
-func (d *Dir) again() (*Dir, error) {
+// Again opens d a second time, so that reading it has a position of its own.
+func (d *Dir) Again() (*Dir, error) {
 	fd, err := openRead(d.h.fd, ".", unix.O_DIRECTORY)
 	if err != nil {
 		return nil, fmt.Errorf("open again: %w", err)
