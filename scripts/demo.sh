@@ -3,9 +3,11 @@
 # machine, snapshots while files change, then the loss of the machine and three
 # restores, each compared with a copy that was kept of that state.
 #
-# It needs Go, and root for the volume: for that part it calls sudo. Everything is
-# made in a directory of its own below TMPDIR (/tmp) and taken away at the end,
-# also after Ctrl-C. The exit status is 0 only if every comparison was equal.
+# It needs Go, and root for the volume: for that part it calls sudo. Where there is
+# none, or with VOLUME=directory, an ordinary directory and a repository in another
+# do instead. Everything is made in a directory of its own below TMPDIR (/tmp) and
+# taken away at the end, also after Ctrl-C. The exit status is 0 only if every
+# comparison was equal.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
@@ -22,7 +24,8 @@ fail() {
 
 # ---- Volume, server and directory go when this process does -------------------
 
-work=${SECRATE_DEMO_DIR:-} server=
+work=${SECRATE_DEMO_DIR:-} server= volume=${VOLUME:-btrfs}
+[ "$volume" = btrfs ] || [ "$volume" = directory ] || fail "VOLUME=$volume: want btrfs or directory"
 cleanup() {
 	local status=$?
 	trap - EXIT
@@ -76,8 +79,11 @@ if [ -z "$work" ]; then
 	cp bin/secrate "$work/secrate"
 	go build -buildvcs=false -trimpath -o "$work/s3serve" ./testenv/s3test/s3serve
 	go build -buildvcs=false -trimpath -o "$work/benchdata" ./scripts/benchdata
-	if [ "$(id -u)" -ne 0 ]; then
-		command -v sudo >/dev/null || fail "making a Btrfs volume takes root, and there is no sudo: run this as root"
+	if [ "$volume" = btrfs ] && [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then
+		say "A Btrfs volume takes root, and there is no sudo: this will be an ordinary directory."
+		volume=directory
+	fi
+	if [ "$volume" = btrfs ] && [ "$(id -u)" -ne 0 ]; then
 		serve # builds the server as you, so that nothing of root's is left in your caches
 		kill "$server" && wait "$server" 2>/dev/null || true
 		server=
@@ -91,24 +97,30 @@ fi
 
 # ---- What needs root: the volume ----------------------------------------------
 
-if ! command -v mkfs.btrfs >/dev/null; then
-	command -v apt-get >/dev/null || fail "mkfs.btrfs is missing: install btrfs-progs"
-	say "Installing btrfs-progs by apt-get …"
-	{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends btrfs-progs; } \
-		>"$work/apt.log" 2>&1 || fail "apt-get: $(tail -5 "$work/apt.log")"
-fi
-serve
-# shellcheck disable=SC1091 # written by s3serve
-. "$work/s3.env"
-mkdir "$work/mnt"
-truncate -s 8G "$work/volume"
-mkfs.btrfs -q "$work/volume" >"$work/mkfs.log" 2>&1 || fail "mkfs.btrfs: $(cat "$work/mkfs.log")"
-mount -o loop,noatime "$work/volume" "$work/mnt" ||
-	fail "cannot mount a loop device; in a container it must be allowed to (docker run --privileged)"
 home=$work/mnt/home
-btrfs subvolume create "$home" >/dev/null
+mkdir "$work/mnt"
+if [ "$volume" = directory ]; then
+	mkdir "$home"
+	SECRATE_DEMO_URL=$work/s3/data/secrate-test/demo
+	say "An ordinary directory is kept, in a repository in another directory."
+else
+	if ! command -v mkfs.btrfs >/dev/null; then
+		command -v apt-get >/dev/null || fail "mkfs.btrfs is missing: install btrfs-progs"
+		say "Installing btrfs-progs by apt-get …"
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends btrfs-progs; } \
+			>"$work/apt.log" 2>&1 || fail "apt-get: $(tail -5 "$work/apt.log")"
+	fi
+	serve
+	# shellcheck disable=SC1091 # written by s3serve
+	. "$work/s3.env"
+	truncate -s 8G "$work/volume"
+	mkfs.btrfs -q "$work/volume" >"$work/mkfs.log" 2>&1 || fail "mkfs.btrfs: $(cat "$work/mkfs.log")"
+	mount -o loop,noatime "$work/volume" "$work/mnt" ||
+		fail "cannot mount a loop device; in a container it must be allowed to (docker run --privileged)"
+	btrfs subvolume create "$home" >/dev/null
+	say "A Btrfs volume is mounted, and an S3 server (versitygw) answers on 127.0.0.1."
+fi
 mkdir "$work/mnt/kept" "$work/mnt/restored"
-say "A Btrfs volume is mounted, and an S3 server (versitygw) answers on 127.0.0.1."
 
 export SECRATE_CONFIG=$work/config.toml SECRATE_STATE=$work/state
 unset SECRATE_IDENTITY
@@ -193,7 +205,7 @@ done
 ln "$home/photos/IMG_0001.xmp" "$home/first.xmp"
 ln -s photos "$home/latest"
 chmod 4711 "$home/first.xmp"
-chown 1234:5678 "$home/photos/IMG_0003.xmp"
+[ "$(id -u)" -ne 0 ] || chown 1234:5678 "$home/photos/IMG_0003.xmp"
 touch -d '1999-12-31 23:59:59.123456789' "$home/photos/IMG_0004.xmp"
 printf 'not UTF-8\n' >"$home/documents/"$'caf\xe9 \n.txt'
 
@@ -240,21 +252,24 @@ snap 7 '100 writes of 64 bytes in it' 1 6400
 keep wednesday
 snap 8 'nothing' 0 0
 at[7]=${at[8]}
-say "" "$(human "$total_up") in $total_objects objects; the server counts the same."
+say "" "$(human "$total_up") in $total_objects objects; what is stored adds up to the same."
 phrase='inserted while nobody'
 if grep -rqF -e "$phrase" -e IMG_0001 -e documents "$work/s3/data"; then
 	fail "plain text on the server"
 fi
-say "No name and no content of a file is to be found in what is on the server." \
-	"Most of what 2 cost is the key of its pack, sealed for the identity."
+say "No name and no content of a file is to be found in what is stored."
+[ "$volume" = directory ] || say "Most of what 2 cost is the key of its pack, sealed for the identity."
+[ "$volume" = btrfs ] || say "Without snapshots there are no old bytes to compare with: a piece of 1 MiB" \
+	"that changes is stored whole the first time."
 
 # ---- The machine is lost --------------------------------------------------------
 
 title "3  The machine is lost"
 for d in "$home"/.secrate/* "$home"/.secrate "$home"; do
 	# The root of a subvolume has inode 256.
-	[ "$(stat -c %i "$d" 2>/dev/null)" != 256 ] || btrfs subvolume delete "$d" >/dev/null
+	[ "$volume" = directory ] || [ "$(stat -c %i "$d" 2>/dev/null)" != 256 ] || btrfs subvolume delete "$d" >/dev/null
 done
+[ "$volume" = btrfs ] || rm -r "$home"
 rm -rf "$SECRATE_STATE" "$SECRATE_CONFIG"
 say "Its files, its configuration and its state are deleted. What is left is the" \
 	"identity on the stick and the address. All that follows uses these alone."
@@ -308,4 +323,4 @@ say ''
 show 'verify --read-data --identity stick/secrate.key' verify --read-data "${bare[@]}"
 [ -z "$(ls -A "$work/bare")" ] || fail "the bare machine was written to: $(ls -A "$work/bare")"
 
-title "All equal: three states restored byte for byte from S3, after $SECONDS s in all."
+title "All equal: three states restored byte for byte, after $SECONDS s in all."
