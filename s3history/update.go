@@ -113,6 +113,9 @@ func (u *Update) packCost(id catalog.PackID) int {
 // View returns the state so far.
 func (u *Update) View() catalog.View { return u.v }
 
+// At returns the state of a snapshot of the source, which does not change.
+func (u *Update) At(seq uint64) catalog.View { return u.w.cat.At(u.source.ID, seq) }
+
 // Before returns the state of the snapshot before, which does not change.
 func (u *Update) Before() catalog.View { return u.w.cat.At(u.source.ID, u.head.Seq) }
 

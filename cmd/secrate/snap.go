@@ -110,11 +110,13 @@ type runOptions struct {
 // A sourceRun is one member in a run of snap or upload.
 type sourceRun struct {
 	member
-	watch *sourceWatch
-	taken *backup.Snapshot
-	told  bool // what err says has been said of another of the family
-	did   bool // something of it was done
-	worse bool // some of it was not
+	watch   *sourceWatch
+	taken   *backup.Snapshot
+	untaken error // why no snapshot could be taken; what is pending can be uploaded all the same
+	told    bool  // what untaken says has been said of another of the family
+	did     bool  // something of it was done
+	worse   bool  // some of it was not
+	fresh   []s3history.Snapshot
 }
 
 // runSources takes snapshots and uploads them, as o says. The snapshots are taken
@@ -161,7 +163,7 @@ func takeAll(ctx context.Context, family []*sourceRun) {
 	// The part of a Job that takes a snapshot needs no Writer.
 	j, err := backup.New(backup.Options{Source: first.name, Exclude: first.src.Exclude, Observer: first.watch})
 	if err != nil {
-		first.err = err
+		first.untaken = err
 		return
 	}
 	var taken []backup.Snapshot
@@ -179,7 +181,7 @@ func takeAll(ctx context.Context, family []*sourceRun) {
 	first.watch.step.Done(err)
 	for i, r := range family {
 		if err != nil {
-			r.err, r.told = err, i > 0
+			r.untaken, r.told = err, i > 0
 		} else if taken[i] != (backup.Snapshot{}) {
 			r.taken, r.did = &taken[i], true
 		}
@@ -257,6 +259,7 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 		a.fail(ctx, hinted(fmt.Errorf("%s: %s could not be read, or not whole", r.name, count(res.Failures, "file")),
 			"what could be read is kept; it is tried again with each snapshot"))
 	}
+	r.fresh = fresh
 	head, sent := before, int64(0)
 	for _, snap := range fresh {
 		a.reportCommitted(out, snap)
@@ -266,7 +269,7 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 			r.taken = nil
 		}
 	}
-	if r.err != nil {
+	if r.err != nil || r.untaken != nil && len(fresh) == 0 {
 		return
 	}
 	r.taken, r.did = nil, true
@@ -381,6 +384,15 @@ func (a *app) reportUnread(source string, res backup.Result) bool {
 func (a *app) endRuns(ctx context.Context, s *site, runs []*sourceRun, out io.Writer) error {
 	var done, failed int
 	for _, r := range runs {
+		if r.untaken != nil {
+			r.worse, r.did = true, r.did && r.err == nil && len(r.fresh) > 0
+			if ctx.Err() == nil {
+				a.recordFailure(s, r.name, r.untaken)
+			}
+			if ctx.Err() == nil && !r.told {
+				a.fail(ctx, fmt.Errorf("%s: %w", r.name, r.untaken))
+			}
+		}
 		if r.taken != nil {
 			a.reportPending(out, r.name, r.taken.Name)
 		}
@@ -392,9 +404,7 @@ func (a *app) endRuns(ctx context.Context, s *site, runs []*sourceRun, out io.Wr
 		}
 		if r.err != nil && ctx.Err() == nil {
 			a.recordFailure(s, r.name, r.err)
-			if !r.told {
-				a.fail(ctx, fmt.Errorf("%s: %w", r.name, r.err))
-			}
+			a.fail(ctx, fmt.Errorf("%s: %w", r.name, r.err))
 		}
 	}
 	if failed > 0 && ctx.Err() != nil {

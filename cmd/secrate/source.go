@@ -68,7 +68,8 @@ snapshots are taken: the newest whose name behind the @ matches PATTERN is, and 
 held until the next one is committed. Such are those of sanoid ("autosnap_*"), zrepl
 ("zrepl_*") or an appliance ("auto-*"). It works as root, or after
     zfs allow -u USER ` + zfsRights + ` DATASET
-for that user; with --adopt, send,hold,release,bookmark are enough.
+for that user; with --adopt, send,hold,release,bookmark are enough, though bookmarks
+then pile up.
 
 Of local snapshots that secrate took the newest committed one stays, and those that
 --keep names: "24 hourly, 7 daily, 4 weekly" keeps the newest of each of the newest

@@ -136,6 +136,7 @@ func usedOf(path string) int64 {
 // zfsHint adds to an error about a dataset what can be done.
 func zfsHint(err error, dataset string) error {
 	var hint string
+	_, byZFS := errors.AsType[*zfs.CommandError](err)
 	switch {
 	case errors.Is(err, zfs.ErrNoZFS):
 		hint = "modprobe zfs, if this is the machine with the pool; if not: ssh NAS zfs send SNAPSHOT | secrate ingest NAME, of a source with --mode stream"
@@ -143,13 +144,13 @@ func zfsHint(err error, dataset string) error {
 		hint = fmt.Sprintf("zpool status %[1]s; when its devices are back: zpool clear %[1]s", zfs.Pool(dataset))
 	case errors.Is(err, zfs.ErrKey):
 		hint = "zfs load-key " + dataset + "; snapshots that are taken meanwhile wait until then"
-	case errors.Is(err, fs.ErrPermission):
+	case byZFS && errors.Is(err, fs.ErrPermission):
 		hint = "run it as root, or let root say once: zfs allow -u USER " + zfsRights + " " + dataset
 	case errors.Is(err, zfs.ErrDamaged):
-		hint = fmt.Sprintf("zpool status -v %s names the files that are damaged: secrate restore may have them as they were; when they are mended or removed the next snapshot goes on", zfs.Pool(dataset))
+		hint = fmt.Sprintf("zpool status -v %s names the files that are damaged: secrate restore may have them as they were; when they are mended or removed, later snapshots can be kept again; those that have the damage in them can only be taken away, by zfs release and zfs destroy", zfs.Pool(dataset))
 	case errors.Is(err, zfsvolume.ErrNothing):
 		hint = "zfs list -t snapshot " + dataset + " shows what there is; patterns are in the configuration, as adopt"
-	case errors.Is(err, fs.ErrNotExist):
+	case byZFS && errors.Is(err, fs.ErrNotExist):
 		hint = "zfs list shows what there is; if the dataset has another name now, change it in the configuration: the history goes on"
 	default:
 		return err

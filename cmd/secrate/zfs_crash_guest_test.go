@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/secrate/secrate/testenv/zfspool"
 )
@@ -77,7 +78,8 @@ func (c crashCase) run(t *testing.T) {
 	c.secrate(nil, "snap")
 	log := filepath.Join(c.dir, "points")
 	var all []string
-	for n := 1; ; n += max(1, *zfsStride) {
+	// Each run takes its own.
+	for n := 1 + int(time.Now().UnixNano())%max(1, *zfsStride); ; n += max(1, *zfsStride) {
 		before := c.committed()
 		if !c.unchanged {
 			c.change(n)

@@ -69,7 +69,13 @@ type Snapshot struct {
 	Time time.Time
 	Path string // where it can be read; of a Differ
 	Held bool   // the file system keeps it from being destroyed, for us
+	// Adopted says that something else has taken it: it may be older than others are.
+	Adopted bool
 }
+
+// ErrUnsendable is wrapped by the error of a snapshot that cannot be read now and perhaps
+// never will be. Those that follow it are not kept waiting.
+var ErrUnsendable = errors.New("it cannot be sent")
 
 // An Observer hears how a source comes along. Its methods may be called concurrently.
 type Observer interface {
@@ -179,10 +185,14 @@ func (j *Job) Upload(ctx context.Context, v Volume) (Result, error) {
 		return res, err
 	}
 	res.Pending = len(l.pending())
-	if err := j.settle(ctx, v, l); err != nil {
-		return res, err
-	}
+	// What cannot be taken away is no reason to go without a snapshot.
+	left := j.settle(ctx, v, l)
+	var skipped []error
 	for _, s := range l.pending() {
+		if l.late(s) {
+			skipped = append(skipped, j.skipLate(ctx, v, s, l))
+			continue
+		}
 		var committed bool
 		var err error
 		switch v := v.(type) {
@@ -193,8 +203,12 @@ func (j *Job) Upload(ctx context.Context, v Volume) (Result, error) {
 		default:
 			panic(fmt.Sprintf("backup: internal error: a volume that is a %T", v))
 		}
+		if errors.Is(err, ErrUnsendable) {
+			skipped = append(skipped, fmt.Errorf("snapshot %s: %w", s.Name, err))
+			continue
+		}
 		if err != nil {
-			return res, fmt.Errorf("snapshot %s: %w", s.Name, err)
+			return res, errors.Join(append(skipped, fmt.Errorf("snapshot %s: %w", s.Name, err), left)...)
 		}
 		res.Pending--
 		res.Unchanged = !committed
@@ -207,18 +221,16 @@ func (j *Job) Upload(ctx context.Context, v Volume) (Result, error) {
 		if l, err = j.local(ctx, v, source); err != nil {
 			return res, err
 		}
-		if err := j.settle(ctx, v, l); err != nil {
-			return res, err
-		}
+		left = j.settle(ctx, v, l)
 	}
-	return res, nil
+	return res, errors.Join(append(skipped, left)...)
 }
 
 // A local is what the file system has of a source's snapshots.
 type local struct {
 	all  []Snapshot
 	seqs []uint64 // of each the number in the history; 0 for one that is pending
-	head uint64   // the newest number
+	head s3history.Snapshot
 }
 
 // local asks for them.
@@ -233,7 +245,7 @@ func (j *Job) local(ctx context.Context, v Volume, source catalog.Source) (*loca
 	}
 	l := &local{all: all, seqs: make([]uint64, len(all))}
 	if n := len(known.All); n > 0 {
-		l.head = known.All[n-1].Seq
+		l.head = known.All[n-1]
 	}
 	for i, s := range all {
 		have, _, err := known.ByGUID(s.GUID)
@@ -256,6 +268,39 @@ func (l *local) pending() []Snapshot {
 	return pending
 }
 
+// late reports whether a pending snapshot is older than what the history has already, so that
+// it cannot become its newest. Only one that was adopted, or that could not be sent when its
+// turn came, is: of others the order is that in which they were taken.
+func (l *local) late(s Snapshot) bool {
+	at, newest := -1, -1
+	for i := range l.all {
+		if l.all[i].GUID == s.GUID {
+			at = i
+		}
+		if l.seqs[i] != 0 && l.seqs[i] == l.head.Seq {
+			newest = i
+		}
+	}
+	if newest < 0 { // there is only the time to go by
+		return s.Adopted && l.head.Seq > 0 && s.Time.Before(l.head.Info.Time.Time())
+	}
+	return at < newest
+}
+
+// skipLate lets go of a snapshot that is late, without destroying it.
+func (j *Job) skipLate(ctx context.Context, v Volume, s Snapshot, l *local) error {
+	if s.Held {
+		if err := j.release(ctx, v, s, false); err != nil {
+			return err
+		}
+	}
+	if s.Adopted {
+		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("snapshot %s is older than #%d of %s, and is not kept", s.Name, l.head.Seq, l.head.Info.Time.Time().Format(time.RFC3339)))
+		return nil
+	}
+	return fmt.Errorf("snapshot %s was never uploaded, and is older than #%d: it can only be destroyed", s.Name, l.head.Seq)
+}
+
 // settled returns the newest committed snapshot, which is the base of the next, and of those
 // before it the ones that a rule keeps and the ones that nothing does. As long as the newest
 // snapshot of the history is not among all there is no base: any of the older ones may be of
@@ -268,7 +313,7 @@ func (l *local) settled(rule keep.Rule) (base *Snapshot, kept, rest []Snapshot) 
 			done, newest = append(done, s), l.seqs[i]
 		}
 	}
-	if len(done) == 0 || newest != l.head {
+	if len(done) == 0 || newest != l.head.Seq {
 		return nil, nil, nil
 	}
 	times := make([]time.Time, len(done))
@@ -287,25 +332,22 @@ func (l *local) settled(rule keep.Rule) (base *Snapshot, kept, rest []Snapshot) 
 }
 
 // settle lets go of the snapshots that are needed no longer, also of those that a run which
-// was killed could not.
+// was killed could not. It goes on after an error.
 func (j *Job) settle(ctx context.Context, v Volume, l *local) error {
+	var errs []error
 	base, kept, rest := l.settled(j.o.Keep)
 	if s, ok := v.(Sender); ok && base != nil {
 		j.mark(ctx, s, *base)
 	}
 	for _, s := range kept {
 		if s.Held {
-			if err := j.release(ctx, v, s, false); err != nil {
-				return err
-			}
+			errs = append(errs, j.release(ctx, v, s, false))
 		}
 	}
 	for _, s := range rest {
-		if err := j.release(ctx, v, s, true); err != nil {
-			return err
-		}
+		errs = append(errs, j.release(ctx, v, s, true))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (j *Job) release(ctx context.Context, v Volume, s Snapshot, destroy bool) error {
@@ -336,6 +378,7 @@ func (j *Job) upload(ctx context.Context, v Differ, source catalog.Source, s Sna
 	if errors.Is(err, ErrMisfit) {
 		// A node could not be read at all, perhaps, and is now spoken of.
 		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("reading everything, and uploading only what is not known yet: %v", err))
+		res.Failed, res.Failures = nil, 0
 		done, err = j.commit(ctx, v, source, s, nil, head, tree, res)
 	}
 	if errors.Is(err, s3history.ErrUnchanged) {

@@ -139,6 +139,9 @@ func (j *Job) ingest(ctx context.Context, source catalog.Source, unit Unit, now 
 	if unit.Now != nil {
 		r := j.newReader(ctx, u, unit.Now, res)
 		r.base, r.told = unit.Base, true
+		if base.Seq > 0 {
+			r.before = u.At(base.Seq)
+		}
 		if err := errors.Join(r.changes(nil, nil), r.saveAgain()); err != nil {
 			return err
 		}

@@ -132,7 +132,7 @@ func (r *reader) unspoken(n filetree.NodeID) (*task, error) {
 			return r.incomplete(t.path, n, t.err)
 		}
 		if t.err != nil {
-			return fmt.Errorf("%s: %w", t.path, t.err)
+			return r.misfit(fmt.Errorf("%s: %w", t.path, t.err))
 		}
 		r.linked(n, &t.stat)
 		if err := r.replace(n, &t.stat.Attr); err != nil {

@@ -27,7 +27,10 @@ type reader struct {
 	u    *s3history.Update
 	tree *localfs.Tree
 	base *localfs.Tree // the base snapshot's tree, or nil
-	told bool          // attributes are those that the stream told, and not looked at
+	// before is the state that base is of. That is mostly that of the snapshot before, but not
+	// where the file system went back to an older one.
+	before catalog.View
+	told   bool // attributes are those that the stream told, and not looked at
 	// blind says that of what a file was only the sums of its blocks can be known.
 	blind bool
 	mu    sync.Mutex // guards what res has of failures
@@ -40,7 +43,7 @@ type reader struct {
 }
 
 func (j *Job) newReader(ctx context.Context, u *s3history.Update, tree *localfs.Tree, res *Result) *reader {
-	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res, links: map[uint64]filetree.NodeID{}, again: map[filetree.NodeID]bool{}}
+	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res, before: u.Before(), links: map[uint64]filetree.NodeID{}, again: map[filetree.NodeID]bool{}}
 }
 
 // fail notes what could not be read. Who walks and who records call it.
@@ -345,6 +348,9 @@ func (r *reader) taskOf(n filetree.NodeID) (*task, *filetree.Attr, error) {
 // its content is looked at, whatever was said to have changed.
 func (r *reader) changed(n filetree.NodeID, whole bool) (*task, error) {
 	t, a, err := r.taskOf(n)
+	if t == nil && err == nil && r.told {
+		return nil, r.nameless(n)
+	}
 	if t == nil {
 		return nil, err
 	}
@@ -353,10 +359,10 @@ func (r *reader) changed(n filetree.NodeID, whole bool) (*task, error) {
 			return r.incomplete(t.path, n, t.err)
 		}
 		if t.err != nil {
-			return fmt.Errorf("%s: %w", t.path, t.err)
+			return r.misfit(fmt.Errorf("%s: %w", t.path, t.err))
 		}
 		if a.Ino != 0 && t.stat.Ino != a.Ino && n != filetree.RootNode {
-			return fmt.Errorf("%s: inode %d in the snapshot, %d in the stream: they do not belong together", t.path, t.stat.Ino, a.Ino)
+			return r.misfit(fmt.Errorf("%s: inode %d in the snapshot, %d in the stream: they do not belong together", t.path, t.stat.Ino, a.Ino))
 		}
 		if err := r.replace(n, &t.stat.Attr); err != nil {
 			return err
@@ -391,13 +397,39 @@ func (r *reader) changed(n filetree.NodeID, whole bool) (*task, error) {
 	return t, nil
 }
 
-// replace gives a node the attributes that the tree has, or those it has but for that it is
-// incomplete.
-func (r *reader) replace(n filetree.NodeID, a *filetree.Attr) error {
+// nameless sees to a file that is in no directory, since it was unlinked while it is open, or
+// has got no name yet: there is no path by which it could be read. Should it get one, all of it
+// is read.
+func (r *reader) nameless(n filetree.NodeID) error {
+	a, err := r.u.View().Attr(n)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	if a.Kind != filetree.File || r.again[n] || !r.u.New(n) && len(r.u.Unread(n)) == 0 {
+		return nil
+	}
+	r.again[n] = true
+	return r.u.SetAttr(n, func(a *filetree.Attr) { a.Incomplete = true })
+}
+
+// misfit makes of what does not fit the stream an error that says so.
+func (r *reader) misfit(err error) error {
 	if r.told {
+		return fmt.Errorf("%w: %w", ErrMisfit, err)
+	}
+	return err
+}
+
+// replace gives a node the attributes that the tree has. Where the stream has told them, all
+// that can be new is that a node whose content was not known is complete now.
+func (r *reader) replace(n filetree.NodeID, a *filetree.Attr) error {
+	switch {
+	case !r.told:
+		return r.u.Replace(n, a)
+	case r.again[n]:
 		return r.u.SetAttr(n, func(a *filetree.Attr) { a.Incomplete = false })
 	}
-	return r.u.Replace(n, a)
+	return nil
 }
 
 // lookFile opens a file, says what it is, and sends what is in it.
@@ -426,7 +458,7 @@ func (r *reader) findOld(n filetree.NodeID, fresh bool) (*oldFile, error) {
 	if r.base == nil {
 		return nil, nil
 	}
-	before := r.u.Before()
+	before := r.before
 	node := n
 	if fresh {
 		names, err := r.u.View().Entries(n, 8)

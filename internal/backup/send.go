@@ -57,10 +57,11 @@ func (j *Job) send(ctx context.Context, v Sender, source catalog.Source, s Snaps
 	if err != nil {
 		return false, err
 	}
-	before := len(res.Committed)
+	before, failed, failures := len(res.Committed), slices.Clone(res.Failed), res.Failures
 	err = j.sendFrom(ctx, v, source, s, base, res)
 	if base != nil && errors.Is(err, ErrMisfit) {
 		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("reading everything, and uploading only what is not known yet: %v", err))
+		res.Failed, res.Failures = failed, failures
 		err = j.sendFrom(ctx, v, source, s, nil, res)
 	}
 	return len(res.Committed) > before, err

@@ -3,14 +3,18 @@
 package backup_test
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/keep"
@@ -63,7 +67,7 @@ type snapRandom struct {
 }
 
 func (s *snapRandom) snapRounds() []string {
-	rounds := []string{"next", "next", "next", "base destroyed", "bookmark, too", "rollback", "rename", "reimport", "unchanged", "two", "nothing mounted", "destroyed while it waits"}
+	rounds := []string{"next", "next", "next", "base destroyed", "bookmark, too", "rollback", "nameless", "rename", "reimport", "unchanged", "two", "nothing mounted", "destroyed while it waits"}
 	s.rng.Shuffle(len(rounds), func(i, j int) { rounds[i], rounds[j] = rounds[j], rounds[i] })
 	return append([]string{"first"}, rounds...)
 }
@@ -116,6 +120,7 @@ func (s *snapRandom) snapRound(what string) {
 		// To where it was before something that is in the history, too.
 		zfspool.Run(s.t, "zfs", "snapshot", s.fs.Name+"@back")
 		s.removeSome(filepath.Join(s.fs.Dir, "tree"))
+		s.scribble(filepath.Join(s.fs.Dir, "tree"))
 		if err := os.WriteFile(filepath.Join(s.fs.Dir, fmt.Sprint("wild", s.number)), []byte("wild"), 0o600); err != nil {
 			s.t.Fatal(err)
 		}
@@ -124,6 +129,22 @@ func (s *snapRandom) snapRound(what string) {
 		s.unhold()
 		zfspool.Run(s.t, "zfs", "rollback", "-r", s.fs.Name+"@back")
 		zfspool.Run(s.t, "zfs", "destroy", s.fs.Name+"@back")
+	case "nameless":
+		// A file is written, a snapshot taken, and then it gets its name.
+		f, err := unix.Open(s.fs.Dir, unix.O_TMPFILE|unix.O_RDWR, 0o600)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		defer unix.Close(f)
+		if _, err := unix.Write(f, bytes.Repeat([]byte("nameless "), 30000)); err != nil {
+			s.t.Fatal(err)
+		}
+		s.take()
+		s.upload()
+		if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f), unix.AT_FDCWD,
+			filepath.Join(s.fs.Dir, fmt.Sprint("named", s.number)), unix.AT_SYMLINK_FOLLOW); err != nil {
+			s.t.Fatal(err)
+		}
 	case "rename":
 		name := s.pool.Dataset(fmt.Sprintf("fs%d", s.number)).Name
 		zfspool.Run(s.t, "zfs", "rename", s.fs.Name, name)
@@ -156,6 +177,30 @@ func (s *snapRandom) snapRound(what string) {
 	s.noMounts = what == "nothing mounted"
 	s.upload()
 	s.noMounts = false
+}
+
+// scribble writes over about half of the files below dir, as far as it can.
+func (s *snapRandom) scribble(dir string) {
+	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() || s.rng.IntN(2) == 0 {
+			return nil
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return nil // some things are immutable
+		}
+		defer f.Close()
+		st, err := f.Stat()
+		if err != nil || st.Size() == 0 {
+			return nil
+		}
+		b := make([]byte, 1+s.rng.IntN(20000))
+		for i := range b {
+			b[i] = byte(s.rng.Uint32())
+		}
+		f.WriteAt(b, s.rng.Int64N(st.Size()))
+		return nil
+	})
 }
 
 // take takes a snapshot, and scans it.

@@ -71,7 +71,7 @@ func (v *Volume) own(s zfs.Snapshot) bool {
 }
 
 func (v *Volume) snapshot(s zfs.Snapshot, held bool) backup.Snapshot {
-	return backup.Snapshot{Name: s.String(), GUID: stream.GUID(s.GUID), Time: s.Time, Held: held}
+	return backup.Snapshot{Name: s.String(), GUID: stream.GUID(s.GUID), Time: s.Time, Held: held, Adopted: !v.own(s)}
 }
 
 // Take takes snapshots of some datasets of one source, all in one transaction, and holds
@@ -82,7 +82,7 @@ func Take(ctx context.Context, all []*Volume) ([]backup.Snapshot, error) {
 	}
 	first := all[0]
 	var name string
-	for {
+	for tries := 1; ; tries++ {
 		name = zfs.SnapshotName(first.source, time.Now(), first.owner)
 		names := make([]string, len(all))
 		for i, v := range all {
@@ -92,7 +92,7 @@ func Take(ctx context.Context, all []*Volume) ([]backup.Snapshot, error) {
 		if err == nil {
 			break
 		}
-		if !errors.Is(err, fs.ErrExist) || ctx.Err() != nil {
+		if !errors.Is(err, fs.ErrExist) || ctx.Err() != nil || tries == 5 {
 			return nil, err
 		}
 		time.Sleep(time.Millisecond) // a clock that is set back comes by the same times again
@@ -310,14 +310,20 @@ func (v *Volume) Mark(ctx context.Context, s backup.Snapshot) error {
 	}
 	name := all[i].Name
 	if !v.own(all[i]) {
-		name = zfs.SnapshotName(v.source, all[i].Time, v.owner)
+		// Several may be taken within a second.
+		t := all[i].Time.Add(time.Duration(all[i].TXG%1000) * time.Millisecond)
+		name = zfs.SnapshotName(v.source, t, v.owner)
 	}
 	v.known = nil
 	if err := zfs.Bookmark(ctx, all[i], name); err != nil {
 		return err
 	}
 	for len(marks) >= maxBookmarks {
-		if err := zfs.Destroy(ctx, marks[0]); err != nil {
+		err := zfs.Destroy(ctx, marks[0])
+		if errors.Is(err, fs.ErrPermission) {
+			v.o.Log.InfoContext(ctx, "old bookmarks stay", "dataset", v.Name, "err", err)
+			return nil // the new one is there, and that is what counts
+		} else if err != nil {
 			return err
 		}
 		marks = marks[1:]
@@ -448,6 +454,9 @@ func (s *sending) mount(ctx context.Context, to, base zfs.Snapshot) {
 // one that the history does not fit backup.ErrMisfit.
 func (s *sending) explain(err error) error {
 	if e, ok := errors.AsType[*zfs.CommandError](err); ok {
+		if errors.Is(e, zfs.ErrDamaged) {
+			return fmt.Errorf("%w: %w", backup.ErrUnsendable, e)
+		}
 		return e
 	}
 	if errors.Is(err, stream.ErrState) || errors.Is(err, filetree.ErrInvalid) || errors.Is(err, filetree.ErrNotExist) {

@@ -123,6 +123,8 @@ func (a *applier) setAttr(o *object, za *zpl.Attr) error {
 		if to.Kind == filetree.Symlink && !za.Present.Has(zpl.HasSymlink) {
 			attr.Target = to.Target // it is the link's data
 		}
+		// What is missing of the content is not in an increment; a full unit brings all of it.
+		attr.Incomplete = attr.Incomplete || to.Incomplete && !a.full
 		*to = attr
 	})
 }

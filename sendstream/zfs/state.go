@@ -2,7 +2,6 @@ package zfs
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"iter"
 	"math"
@@ -146,7 +145,7 @@ func (o *object) encode() []byte {
 	return b
 }
 
-var errKept = errors.New("what is kept of the last stream is damaged: a full stream makes it anew")
+var errKept = fmt.Errorf("what is kept of the last stream is damaged: a full stream makes it anew: %w", ErrState)
 
 func decodeObject(number uint64, b []byte) (*object, error) {
 	var v [10]uint64

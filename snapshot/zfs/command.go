@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -63,8 +64,14 @@ func failure(args []string, stderr string, err error) error {
 		stderr = strings.TrimSpace(stderr[:i])
 	}
 	stderr = strings.ReplaceAll(stderr, "\n", "; ")
+	text := stderr // without names: they may be anything
+	for _, arg := range args {
+		if strings.ContainsAny(arg, "/@#") {
+			text = strings.ReplaceAll(text, arg, "")
+		}
+	}
 	for _, k := range kinds {
-		if strings.Contains(stderr, k.text) {
+		if strings.Contains(text, k.text) {
 			err = k.err
 			break
 		}
@@ -91,6 +98,8 @@ func command(ctx context.Context, name string, args ...string) (*exec.Cmd, error
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Args[0] = name
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	// Ctrl-C is for us: we end it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = 5 * time.Second
 	return cmd, nil
 }
@@ -101,6 +110,8 @@ func run(ctx context.Context, name string, args ...string) error {
 	return err
 }
 
+// output runs a command and returns what it printed. It does not wait for one that the kernel
+// does not let go: that is what becomes of them when a pool is suspended.
 func output(ctx context.Context, name string, args ...string) ([]byte, error) {
 	cmd, err := command(ctx, name, args...)
 	if err != nil {
@@ -108,13 +119,56 @@ func output(ctx context.Context, name string, args ...string) ([]byte, error) {
 	}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return nil, failure(cmd.Args, stderr.String(), err)
+	if err := cmd.Start(); err != nil {
+		return nil, failure(cmd.Args, "", err)
 	}
-	return stdout.Bytes(), nil
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	tick := time.NewTicker(stallCheck)
+	defer tick.Stop()
+	cancelled := ctx.Done()
+	var giveUp <-chan time.Time
+	for {
+		select {
+		case err := <-done:
+			if err != nil && ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			if err != nil {
+				return nil, failure(cmd.Args, stderr.String(), err)
+			}
+			return stdout.Bytes(), nil
+		case <-cancelled: // it has been killed
+			cancelled, giveUp = nil, time.After(grace)
+		case <-giveUp:
+			return nil, failure(cmd.Args, "", context.Cause(ctx))
+		case <-tick.C:
+			if name == "zfs" {
+				if pools := suspended(ctx); len(pools) > 0 {
+					cmd.Process.Kill()
+					return nil, failure(cmd.Args, "", fmt.Errorf("pool %s: %w", strings.Join(pools, ", "), ErrSuspended))
+				}
+			}
+		}
+	}
+}
+
+// grace is how long a command that has been killed is waited for.
+const grace = 5 * time.Second
+
+// suspended returns the pools that are.
+func suspended(ctx context.Context) []string {
+	rows, err := table(ctx, 2, "zpool", "list", "-Hp", "-o", "name,health")
+	if err != nil {
+		return nil
+	}
+	var pools []string
+	for _, r := range rows {
+		if r[1] == "SUSPENDED" {
+			pools = append(pools, r[0])
+		}
+	}
+	return pools
 }
 
 // table runs a command that prints so many columns, separated by tabs.

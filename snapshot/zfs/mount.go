@@ -3,6 +3,7 @@
 package zfs
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -32,17 +33,39 @@ func Mount(d Dataset, s Snapshot) (*os.File, error) {
 	if second != nil {
 		return nil, fmt.Errorf("%w; %w", err, second)
 	}
-	// Below .zfs there is an empty directory where the kernel could not mount.
-	var dir, root unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &dir); err != nil {
+	// There is an empty directory where the kernel could not mount, and the snapshot of another
+	// dataset where that is mounted over this one.
+	if source, err := sourceOf(f); err != nil || source != s.String() {
 		f.Close()
-		return nil, err
-	}
-	if err := unix.Stat(filepath.Join(d.Mountpoint, ".zfs", "snapshot"), &root); err != nil || dir.Dev == root.Dev {
-		f.Close()
-		return nil, fmt.Errorf("zfs: %s is not mounted below .zfs", s)
+		return nil, fmt.Errorf("zfs: %s is not mounted below .zfs, but %q: %w", s, source, errors.Join(err, ErrNotZFS))
 	}
 	return f, nil
+}
+
+// sourceOf returns what is mounted where an open directory is, by the kernel's list of mounts
+// (proc_pid_mountinfo(5)).
+func sourceOf(f *os.File) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", err
+	}
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	return sourceIn(string(info), fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))), nil
+}
+
+// sourceIn returns the source of the mount of a device, major:minor.
+func sourceIn(mountinfo, device string) string {
+	for line := range strings.Lines(mountinfo) {
+		before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
+		fields, rest := strings.Split(before, " "), strings.Split(after, " ")
+		if ok && len(fields) > 2 && fields[2] == device && len(rest) > 1 && rest[0] == "zfs" {
+			return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(rest[1])
+		}
+	}
+	return ""
 }
 
 // mount mounts a snapshot in no place.

@@ -93,6 +93,12 @@ func (s *stream) watch() {
 		case <-s.done:
 			return
 		case <-s.ctx.Done():
+			// It has been killed. One that waits for its pool does not end by that.
+			select {
+			case <-s.done:
+			case <-time.After(grace):
+				s.r.Close()
+			}
 			return
 		case <-tick.C:
 		}
@@ -140,7 +146,7 @@ func (s *stream) Close() error {
 		s.cmd.Process.Kill() // it may have ended
 		select {
 		case <-s.done:
-		case <-time.After(5 * time.Second):
+		case <-time.After(grace):
 		}
 	})
 	return nil
