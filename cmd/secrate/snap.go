@@ -116,7 +116,6 @@ type sourceRun struct {
 	told    bool  // what untaken says has been said of another of the family
 	did     bool  // something of it was done
 	worse   bool  // some of it was not
-	fresh   []s3history.Snapshot
 }
 
 // runSources takes snapshots and uploads them, as o says. The snapshots are taken
@@ -259,7 +258,6 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 		a.fail(ctx, hinted(fmt.Errorf("%s: %s could not be read, or not whole", r.name, count(res.Failures, "file")),
 			"what could be read is kept; it is tried again with each snapshot"))
 	}
-	r.fresh = fresh
 	head, sent := before, int64(0)
 	for _, snap := range fresh {
 		a.reportCommitted(out, snap)
@@ -384,27 +382,23 @@ func (a *app) reportUnread(source string, res backup.Result) bool {
 func (a *app) endRuns(ctx context.Context, s *site, runs []*sourceRun, out io.Writer) error {
 	var done, failed int
 	for _, r := range runs {
-		if r.untaken != nil {
-			r.worse, r.did = true, r.did && r.err == nil && len(r.fresh) > 0
-			if ctx.Err() == nil {
-				a.recordFailure(s, r.name, r.untaken)
-			}
-			if ctx.Err() == nil && !r.told {
-				a.fail(ctx, fmt.Errorf("%s: %w", r.name, r.untaken))
-			}
-		}
 		if r.taken != nil {
 			a.reportPending(out, r.name, r.taken.Name)
 		}
 		if r.did {
 			done++
 		}
-		if r.err != nil || r.worse {
+		if r.err != nil || r.untaken != nil || r.worse {
 			failed++
 		}
-		if r.err != nil && ctx.Err() == nil {
-			a.recordFailure(s, r.name, r.err)
-			a.fail(ctx, fmt.Errorf("%s: %w", r.name, r.err))
+		for _, err := range []error{r.untaken, r.err} {
+			if err == nil || ctx.Err() != nil {
+				continue
+			}
+			a.recordFailure(s, r.name, err)
+			if err != r.untaken || !r.told {
+				a.fail(ctx, fmt.Errorf("%s: %w", r.name, err))
+			}
 		}
 	}
 	if failed > 0 && ctx.Err() != nil {

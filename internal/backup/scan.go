@@ -142,11 +142,68 @@ func (s *scan) missed(err error) bool {
 		errors.Is(err, localfs.ErrNotFile))
 }
 
-// present notes that a name is there, whatever a listing before it said.
-func (s *scan) present(dir filetree.NodeID, name string) {
-	if s != nil {
-		delete(s.gone, catalog.Entry{Dir: dir, Name: name})
+// maxKnown is how much may be in a directory for the walk to keep all of it in mind.
+const maxKnown = 100000
+
+// children returns what a directory has in the state, or nil if it is too much.
+func (s *scan) children(dir filetree.NodeID) (map[string]catalog.Child, error) {
+	known := map[string]catalog.Child{}
+	for c, err := range s.w.state.Children(dir) {
+		if err != nil {
+			return nil, err
+		}
+		if len(known) == maxKnown {
+			return nil, nil
+		}
+		known[c.Name] = c
 	}
+	return known, nil
+}
+
+// present notes that a name is there, whatever a listing before it said.
+func (s *scan) present(dir *place, name string) {
+	if s != nil {
+		delete(dir.known, name)
+		delete(s.gone, catalog.Entry{Dir: dir.old, Name: name})
+	}
+}
+
+// left is called when the walk has come by all that is in a directory: what it has not come by
+// is gone.
+func (s *scan) left(dir *place) {
+	if s == nil {
+		return
+	}
+	for name, c := range dir.known {
+		s.gone[catalog.Entry{Dir: dir.old, Name: name}] = c.Node
+	}
+}
+
+// same returns the place of an entry that has not changed since the state, which then need not
+// be given out; nil for every other. Of names of one node among several it says nothing.
+func (s *scan) same(it *localfs.Item, dir *place) *place {
+	if s == nil {
+		return nil
+	}
+	c, ok := dir.known[it.Name]
+	if !ok || c.Attr.Kind != it.Kind {
+		return nil
+	}
+	var st localfs.Stat
+	if it.Dir != nil {
+		st = it.Dir.Look()
+	} else {
+		var err error
+		if st, err = it.Parent.LookAt(it.Name); err != nil || st.Nlink > 1 {
+			return nil
+		}
+	}
+	if !unchanged(&c.Attr, &st.Attr) {
+		return nil
+	}
+	s.present(dir, it.Name)
+	s.w.r.j.o.Observer.Seen(1, 0)
+	return &place{node: c.Node, old: c.Node, name: it.Name}
 }
 
 // moved returns the node of the state that an inode may be, and what it was; 0 if there is

@@ -30,6 +30,10 @@ type walker struct {
 type place struct {
 	node filetree.NodeID // set by the recorder before it comes to what is in it
 	old  filetree.NodeID // what the history has there; 0 for none
+	// known is what old has in it and the walk has not come by yet; of a scan, and nil where
+	// there is too much.
+	known map[string]catalog.Child
+	name  string
 }
 
 // walk records the whole tree.
@@ -85,12 +89,19 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 				r.fail(prefix+it.Path(), err)
 			}
 			if it.Parent == nil {
+				stack[0].known = nil // the rest of it has not been seen
 				continue
 			}
 		}
 		path := it.Path()
 		depth := strings.Count(path, "/")
-		stack = stack[:depth+1]
+		if err != nil && len(stack) > depth+1 && stack[depth+1].name == it.Name { // nor of this one
+			stack[depth+1].known = nil
+		}
+		for len(stack) > depth+1 {
+			w.live.left(stack[len(stack)-1])
+			stack = stack[:len(stack)-1]
+		}
 		path = prefix + path
 		if r.j.exclude.Excluded(path, it.Kind == filetree.Dir) {
 			it.SkipDir()
@@ -99,12 +110,21 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 		if it.Boundary != nil { // warnNested names it, or scan
 			if w.live != nil {
 				w.live.mounts = append(w.live.mounts, path)
-				w.live.present(stack[depth].old, it.Name)
+				w.live.present(stack[depth], it.Name)
 			}
 			continue
 		}
 		if err != nil {
-			w.live.present(stack[depth].old, it.Name) // it stays what it was
+			w.live.present(stack[depth], it.Name) // it stays what it was
+			continue
+		}
+		if p := w.live.same(it, stack[depth]); p != nil {
+			if it.Dir != nil {
+				stack = append(stack, p)
+				if err := w.removals(it.Dir, path+"/", p, give); err != nil {
+					return err
+				}
+			}
 			continue
 		}
 		p, err := w.entry(it, path, stack[depth], give)
@@ -118,14 +138,19 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 			}
 		}
 	}
+	for _, p := range stack {
+		w.live.left(p)
+	}
 	return nil
 }
 
 // entry gives out one entry. For a directory it returns its place.
 func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*task) error) (*place, error) {
-	self := &place{}
+	self := &place{name: it.Name}
 	var old filetree.Attr
-	if parent.old != 0 {
+	if c, ok := parent.known[it.Name]; ok {
+		self.old, old = c.Node, c.Attr
+	} else if parent.old != 0 && parent.known == nil {
 		n, err := w.state.Lookup(parent.old, it.Name)
 		if err == nil {
 			self.old = n
@@ -140,7 +165,7 @@ func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*
 	if self.old != 0 && (old.Kind != it.Kind || old.Ino != 0 && it.Ino != 0 && old.Ino != it.Ino) {
 		self.old = 0
 	}
-	w.live.present(parent.old, it.Name)
+	w.live.present(parent, it.Name)
 	moved := false
 	if self.old == 0 && w.live != nil {
 		var err error
@@ -408,6 +433,12 @@ func (w *walker) link(dir filetree.NodeID, name string, n filetree.NodeID) error
 func (w *walker) removals(dir *localfs.Dir, prefix string, p *place, give func(*task) error) error {
 	if p.old == 0 {
 		return nil
+	}
+	if w.live != nil {
+		if known, err := w.live.children(p.old); err != nil || known != nil {
+			p.known = known
+			return err
+		}
 	}
 	there := map[string]bool{}
 	d, err := dir.Again()

@@ -241,8 +241,8 @@ type Stat struct {
 	Blocks int64  // allocated, of 512 bytes
 }
 
-// stat adds to st what statx does not tell.
-func (h handle) stat(st *unix.Statx_t) (Stat, error) {
+// basic is what statx tells.
+func basic(st *unix.Statx_t) Stat {
 	s := Stat{
 		Attr: filetree.Attr{
 			Kind:  kindOf(uint32(st.Mode)),
@@ -260,10 +260,18 @@ func (h handle) stat(st *unix.Statx_t) (Stat, error) {
 	if st.Mask&unix.STATX_BTIME != 0 {
 		s.Btime = timeOf(st.Btime)
 	}
+	if s.Kind == filetree.File {
+		s.Size = int64(st.Size)
+	}
+	return s
+}
+
+// stat adds to st what statx does not tell.
+func (h handle) stat(st *unix.Statx_t) (Stat, error) {
+	s := basic(st)
 	var err error
 	switch s.Kind {
 	case filetree.File:
-		s.Size = int64(st.Size)
 		s.Flags, err = h.flags()
 	case filetree.Dir:
 		s.Flags, err = h.flags()
@@ -366,6 +374,22 @@ func (d *Dir) StatAt(name string, kind filetree.Kind) (Stat, error) {
 	}
 	return s, nil
 }
+
+// LookAt returns what StatAt does but for flags, extended attributes and a link's target,
+// by one call.
+func (d *Dir) LookAt(name string) (Stat, error) {
+	if err := filetree.CheckName(name); err != nil {
+		return Stat{}, err
+	}
+	var st unix.Statx_t
+	if err := statx(d.h.fd, name, &st); err != nil {
+		return Stat{}, fmt.Errorf("stat %q: %w", name, err)
+	}
+	return basic(&st), nil
+}
+
+// Look is LookAt for d itself, as it was when it was opened.
+func (d *Dir) Look() Stat { return basic(&d.st) }
 
 // OpenDir opens the directory name. The error wraps [ErrMount] or [ErrSubvolume] if
 // it does not belong to the tree.
