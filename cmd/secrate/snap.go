@@ -146,6 +146,11 @@ func (a *app) runSources(ctx context.Context, command string, names []string, o 
 		if o.take && family[0].err == nil && sel.Mode != config.Files {
 			takeAll(ctx, family)
 		}
+		if o.take && sel.Recursive { // of others it would take long to look
+			for v, all := range a.strays(ctx, s, sel.Source) {
+				a.warn("%s: %s is not kept with it any more, and %s of it stay: %s", sel.Name, v.Name, count(len(all), "local snapshot"), v.Undo(all[0]))
+			}
+		}
 		runs = append(runs, family...)
 	}
 	out := a.results()
@@ -267,13 +272,16 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 			r.taken = nil
 		}
 	}
+	if res.Unchanged { // whatever became of others
+		a.reportUnchanged(out, head)
+		r.taken, r.did = nil, true
+	}
 	if r.err != nil || r.untaken != nil && len(fresh) == 0 {
 		return
 	}
 	r.taken, r.did = nil, true
 	switch {
 	case res.Unchanged:
-		a.reportUnchanged(out, head)
 	case len(fresh) == 0 && !a.json:
 		what := "nothing pending"
 		if len(r.src.Adopt) > 0 {

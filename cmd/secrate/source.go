@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -432,6 +433,12 @@ func (a *app) localSnapshots(ctx context.Context, s *site, src *config.Source) [
 			}
 		}
 	}
+	for v, all := range a.strays(ctx, s, src) {
+		for _, snap := range all {
+			commands = append(commands, v.Undo(snap))
+		}
+	}
+	slices.Sort(commands)
 	return commands
 }
 

@@ -65,12 +65,8 @@ func (a *app) datasets(ctx context.Context, s *site, sel selection) ([]member, e
 	o := zfsvolume.Options{Writer: s.me.ID, Source: sel.Name, Adopt: sel.Adopt, Log: a.log}
 	var children []zfs.Dataset
 	for _, d := range found[1:] {
-		excluded, err := d.Excluded()
-		if err != nil {
-			a.warn("%s: %v; it is kept", sel.Name, err)
-		}
 		switch {
-		case excluded || s.hasSource(d.Name, sel.Source):
+		case a.leftOut(s, sel.Source, &d):
 		case sel.Recursive:
 			children = append(children, d)
 		default:
@@ -89,6 +85,38 @@ func (a *app) datasets(ctx context.Context, s *site, sel selection) ([]member, e
 		return nil, fmt.Errorf("%s has no child that is %s", sel.Name, sel.child)
 	}
 	return all, nil
+}
+
+// leftOut reports whether a dataset below that of src is not to be kept with it.
+func (a *app) leftOut(s *site, src *config.Source, d *zfs.Dataset) bool {
+	excluded, err := d.Excluded()
+	if err != nil {
+		a.warn("%s: %v; it is kept", src.Name, err)
+	}
+	return excluded || s.hasSource(d.Name, src)
+}
+
+// strays returns the datasets below that of src that are not kept with it, and of which there
+// are local snapshots all the same, since they once were: these are held for ever.
+func (a *app) strays(ctx context.Context, s *site, src *config.Source) map[*zfsvolume.Volume][]backup.Snapshot {
+	if src.Mode != config.ZFS {
+		return nil
+	}
+	found, err := zfs.Datasets(ctx, src.Dataset, true)
+	if err != nil {
+		return nil // it is met again
+	}
+	strays := map[*zfsvolume.Volume][]backup.Snapshot{}
+	for _, d := range found[1:] {
+		if src.Recursive && !a.leftOut(s, src, &d) {
+			continue
+		}
+		v := zfsvolume.New(d, zfsvolume.Options{Writer: s.me.ID, Source: src.Name, Adopt: src.Adopt, Log: a.log})
+		if all, err := v.List(ctx); err == nil && len(all) > 0 {
+			strays[v] = all
+		}
+	}
+	return strays
 }
 
 // hasSource reports whether a dataset is kept by another source than but.
