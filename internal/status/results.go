@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -81,9 +83,13 @@ func RecordFailure(dir, source string, err error) error {
 	})
 }
 
-// Forget removes what is recorded of a source that is no more.
+// Forget removes what is recorded of a source that is no more, and of its children, source/….
 func Forget(dir, source string) error {
-	return update(dir, func(m map[string]Result) { delete(m, source) })
+	return update(dir, func(m map[string]Result) {
+		maps.DeleteFunc(m, func(name string, _ Result) bool {
+			return name == source || strings.HasPrefix(name, source+"/")
+		})
+	})
 }
 
 func update(dir string, change func(map[string]Result)) error {
