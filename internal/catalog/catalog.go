@@ -112,6 +112,22 @@ CREATE TABLE meta (
 ) WITHOUT ROWID;
 `
 
+// changeIndexes find the rows that began or ended in a snapshot of a source, so that
+// what differs between two of them is asked for without reading all there is. The rows
+// of the first snapshot, in which no question about changes can be interested, are in
+// none of them: they are most of all, and cost their writer nothing. A question has the
+// condition <> 1 or <> 0 itself, or SQLite could not use the index.
+//
+// A catalog that has been written before there were any gets them when it is opened to
+// be written to; until then, and in a temporary one, the questions read whole tables.
+const changeIndexes = `
+CREATE INDEX IF NOT EXISTS nodes_born ON nodes (node >> 40, born, node) WHERE born <> 1;
+CREATE INDEX IF NOT EXISTS entries_born ON entries (dir >> 40, born, dir, name) WHERE born <> 1;
+CREATE INDEX IF NOT EXISTS entries_died ON entries (dir >> 40, died, dir, name) WHERE died <> 0;
+CREATE INDEX IF NOT EXISTS extents_born ON extents (node >> 40, born, node, off) WHERE born <> 1;
+CREATE INDEX IF NOT EXISTS extents_died ON extents (node >> 40, died, node, off) WHERE died <> 0;
+`
+
 // ErrVersion is wrapped by Open when the file was made by another version of
 // secrate; it is to be removed and rebuilt.
 var ErrVersion = errors.New("catalog of another version")
@@ -221,6 +237,11 @@ func (db *DB) setup(o Options) error {
 	}
 	if version == 1 { // which a reader has no need to change
 		version = schemaVersion
+	}
+	if version == schemaVersion && !o.ReadOnly && !o.Temporary {
+		if err := sqlitex.ExecuteScript(db.conn, changeIndexes, nil); err != nil {
+			return failed(err)
+		}
 	}
 	if version != schemaVersion {
 		return fmt.Errorf("%w: %d, this secrate reads %d: run secrate catalog rebuild", ErrVersion, version, schemaVersion)
@@ -688,6 +709,18 @@ func (db *DB) index() error {
 	err := db.exec("CREATE INDEX IF NOT EXISTS entries_node ON entries (node)")
 	db.indexed = err == nil
 	return err
+}
+
+// indexChanges makes changeIndexes in a temporary catalog, for those who ask again and
+// again. The caller holds mu.
+func (db *DB) indexChanges() error {
+	if !db.temporary {
+		return nil
+	}
+	if err := sqlitex.ExecuteScript(db.conn, changeIndexes, nil); err != nil {
+		return failed(err)
+	}
+	return nil
 }
 
 // unindex drops entries_node if there are no entries yet. To make the index when it is
