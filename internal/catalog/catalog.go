@@ -159,6 +159,7 @@ type DB struct {
 	noContent bool
 	temporary bool
 	indexed   bool // entries_node is there; false: it may not be
+	changes   bool // changeIndexes are there
 }
 
 // KeepsContent reports whether SetContent is of use.
@@ -240,6 +241,14 @@ func (db *DB) setup(o Options) error {
 	}
 	if version == schemaVersion && !o.ReadOnly && !o.Temporary {
 		if err := sqlitex.ExecuteScript(db.conn, changeIndexes, nil); err != nil {
+			return failed(err)
+		}
+		db.changes = true
+	}
+	if o.ReadOnly {
+		err := sqlitex.ExecuteTransient(db.conn, "SELECT 1 FROM sqlite_schema WHERE name = 'extents_died'", &sqlitex.ExecOptions{
+			ResultFunc: func(*sqlite.Stmt) error { db.changes = true; return nil }}) // it is the last one
+		if err != nil {
 			return failed(err)
 		}
 	}
@@ -714,13 +723,23 @@ func (db *DB) index() error {
 // indexChanges makes changeIndexes in a temporary catalog, for those who ask again and
 // again. The caller holds mu.
 func (db *DB) indexChanges() error {
-	if !db.temporary {
+	if db.changes || !db.temporary {
 		return nil
 	}
 	if err := sqlitex.ExecuteScript(db.conn, changeIndexes, nil); err != nil {
 		return failed(err)
 	}
+	db.changes = true
 	return nil
+}
+
+// by makes a query read one of changeIndexes, if they are there: where it also says which
+// node or directory, SQLite would rather read all rows of that.
+func (db *DB) by(index string) string {
+	if !db.changes {
+		return ""
+	}
+	return " INDEXED BY " + index
 }
 
 // unindex drops entries_node if there are no entries yet. To make the index when it is

@@ -197,6 +197,8 @@ type history struct {
 	source Source
 	v      View
 	next   filetree.NodeID
+
+	noPatches bool
 }
 
 func newHistory(t testing.TB, seed uint64) *history {
@@ -308,8 +310,8 @@ func (h *history) create() {
 // write makes a few bytes of a file come from somewhere.
 func (h *history) write(n filetree.NodeID, a *filetree.Attr) {
 	off := h.r.Int64N(a.Size + 3)
-	p := Part{Length: 1 + h.r.Int64N(20), Pack: PackID(1 + h.r.IntN(2)), Blob: uint32(h.r.IntN(2)), Offset: uint32(h.r.IntN(3))}
-	if h.r.IntN(4) == 0 {
+	p := Part{Length: 1 + h.r.Int64N(20), Pack: PackID(int(h.v.seq)/2 + h.r.IntN(2) + 1), Blob: uint32(h.r.IntN(2)), Offset: uint32(h.r.IntN(3))}
+	if h.r.IntN(4) == 0 && !h.noPatches {
 		p.Patch = &Patch{Pack: p.Pack, Length: 3, ResultLength: 30, Base: []Part{{Length: 5}}}
 		p.Pack, p.Blob = 0, 0
 	}
