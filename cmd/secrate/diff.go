@@ -38,8 +38,8 @@ alone are not shown, nor is mtime of directories. A file with several names that
 modified is shown under one of them.
 
 --to is the newest snapshot where it is not given, --from the one before --to. The
-last line sums up. Only metadata is read, on this machine only of what changed: a
-million changes take half a minute, and temporary files instead of memory.
+last line sums up. Only metadata is read, on the machine that wrote the history only of
+what changed. A million changes take a minute or less, and temporary files, not memory.
 
 ` + readingHelp + `
 

@@ -337,11 +337,17 @@ func (v View) firstSeen(n filetree.NodeID) (map[PackID]uint64, error) {
 		}
 	}
 	from, to := v.source<<nodeBits, (v.source+1)<<nodeBits
-	err = v.db.query("SELECT pack, min(born) FROM extents WHERE node >= ? AND node < ? AND pack > 0 GROUP BY pack", func(r *sqlite.Stmt) bool {
-		note(PackID(r.ColumnInt64(0)), r.ColumnInt64(1))
+	patches := false
+	err = v.db.query("SELECT pack, born FROM extents WHERE node >= ? AND node < ?", func(r *sqlite.Stmt) bool {
+		pack := r.ColumnInt64(0)
+		if pack < 0 {
+			patches = true
+			return true
+		}
+		note(PackID(pack), r.ColumnInt64(1))
 		return true
 	}, from, to)
-	if err != nil {
+	if err != nil || !patches {
 		return first, err
 	}
 	err = v.db.query("SELECT born, patch FROM extents JOIN recipes ON id = -pack WHERE node >= ? AND node < ? AND pack < 0", func(r *sqlite.Stmt) bool {
