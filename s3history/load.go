@@ -276,6 +276,12 @@ func (x *Index) LoadAt(ctx context.Context, db *catalog.DB, src *IndexedSource, 
 	return x.load(ctx, db, src, seq, seq, step)
 }
 
+// LoadBetween brings as much of a source's history into a catalog as is needed to know its
+// states from one snapshot to another.
+func (x *Index) LoadBetween(ctx context.Context, db *catalog.DB, src *IndexedSource, from, to uint64, step LoadStep) (catalog.Source, error) {
+	return x.load(ctx, db, src, from, to, step)
+}
+
 func lastSeq(src *IndexedSource) uint64 {
 	last := uint64(0)
 	if n := len(src.roots); n > 0 {

@@ -175,6 +175,7 @@ func (m *modelRun) checkStored() {
 	db, src := m.f.rebuilt()
 	m.logf("rebuilt")
 	m.check(db, src, 1)
+	m.checkSince(db, src)
 	x, err := ReadIndex(m.t.Context(), m.f.store, m.f.identity)
 	m.ok(err)
 	checkLoad(m.t.Context(), m.t, m.f.store, m.f.identity, 0)
@@ -194,6 +195,41 @@ func (m *modelRun) checkStored() {
 		m.t.Error(x.Problems)
 	}
 	checkVerify(m.t, m.f, db)
+}
+
+// checkSince expects that a rebuilt catalog tells of the same differences as that of the
+// writer, and that there are none only where there are none in the model.
+func (m *modelRun) checkSince(db *catalog.DB, src catalog.Source) {
+	source := must(m.w.Source("s"))
+	since := func(v catalog.View, from uint64) string {
+		var text strings.Builder
+		for d, err := range v.Since(m.t.Context(), from) {
+			m.ok(err)
+			fmt.Fprintf(&text, "%d %q %q node %d %v %d %v\n", d.Change, d.Path, d.From, d.Node, d.What.Names(), d.Bytes, d.Link)
+		}
+		return text.String()
+	}
+	for to := uint64(1); to <= m.head; to++ {
+		for from := uint64(1); from <= to; from++ {
+			want, got := since(m.f.cat.At(source.ID, to), from), since(db.At(src.ID, to), from)
+			if got != want {
+				m.t.Fatalf("#%d to #%d (-writer +rebuilt):\n%s", from, to, differing(want, got))
+			}
+			if want == "" && m.snaps[from].paths() != m.snaps[to].paths() {
+				m.t.Fatalf("#%d to #%d: nothing differs, but\n%s\n%s", from, to, m.snaps[from].paths(), m.snaps[to].paths())
+			}
+		}
+	}
+}
+
+// paths are the paths, kinds, modes and sizes in a state.
+func (s modelState) paths() string {
+	var all []string
+	s.Walk(func(path string, n *sendtest.Node) {
+		all = append(all, fmt.Sprintf("%q %v %o %d", path, n.Attr.Kind, n.Attr.Mode, n.Attr.Size))
+	})
+	slices.Sort(all)
+	return strings.Join(all, "\n")
 }
 
 // checkVerify expects Verify to find nothing.

@@ -252,10 +252,13 @@ func (h *history) source(name string) (*past, error) {
 }
 
 // parseAt reads the value of --at.
-func parseAt(text string) (when.Point, error) {
+func parseAt(text string) (when.Point, error) { return parsePoint("--at", text) }
+
+// parsePoint reads the value of a flag that is a point in time.
+func parsePoint(flag, text string) (when.Point, error) {
 	p, err := when.Parse(text, time.Now())
 	if err != nil {
-		return p, &usageError{"--at: " + err.Error(), hintFor(err)}
+		return p, &usageError{flag + ": " + err.Error(), hintFor(err)}
 	}
 	return p, nil
 }
@@ -286,24 +289,38 @@ func (p *past) pick(at when.Point) (s3history.Snapshot, error) {
 		localTime(at.Time), first.Seq, when.FormatTime(first.Info.Time.Time())), "--at '#%d' is the first", first.Seq)
 }
 
+// before returns the snapshot before another.
+func (p *past) before(s s3history.Snapshot) (s3history.Snapshot, error) {
+	i := slices.IndexFunc(p.snapshots, func(x s3history.Snapshot) bool { return x.Seq == s.Seq })
+	if i <= 0 {
+		return s3history.Snapshot{}, hinted(fmt.Errorf("%s has no snapshot before #%d", p.name, s.Seq), "secrate ls -r %s --at '#%d' shows all that is in it", p.name, s.Seq)
+	}
+	return p.snapshots[i-1], nil
+}
+
+// load makes the states of a source known, from one snapshot to another. A command does
+// so once for each source.
+func (h *history) load(ctx context.Context, p *past, from, to uint64) (err error) {
+	if p.indexed == nil || p.source.ID != 0 {
+		return nil
+	}
+	step := h.a.display.Step(progress.Files)
+	step.Start("read the metadata", -1)
+	p.source, err = p.index.LoadBetween(ctx, h.db, p.indexed, from, to, func(string, uint64, uint64) { step.Add(1) })
+	step.Done(err)
+	h.sayProblems()
+	return err
+}
+
 // at returns the state of a source at a snapshot.
 func (h *history) at(ctx context.Context, p *past, s s3history.Snapshot) (v catalog.View, err error) {
-	src := p.source
-	if p.indexed != nil {
-		step := h.a.display.Step(progress.Files)
-		step.Start("read the metadata", -1)
-		src, err = p.index.LoadAt(ctx, h.db, p.indexed, s.Seq, func(string, uint64, uint64) { step.Add(1) })
-		step.Done(err)
-		if err != nil {
-			return v, err
-		}
-		p.source = src
-		h.sayProblems()
+	if err := h.load(ctx, p, s.Seq, s.Seq); err != nil {
+		return v, err
 	}
 	if s.Partial {
 		h.a.warn("%s #%d IS PARTIAL: it was made in the midst of the first snapshot, and files that had not been reached are missing. secrate snapshots %s shows which are whole", p.name, s.Seq, p.name)
 	}
-	return h.db.At(src.ID, s.Seq), nil
+	return h.db.At(p.source.ID, s.Seq), nil
 }
 
 // content returns what reads the bytes of files; it takes an identity.

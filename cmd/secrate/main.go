@@ -154,7 +154,8 @@ func newRoot(a *app) *cobra.Command {
 	f.StringVar(&a.logLevel, "log-level", "error", "log from `LEVEL` on to stderr: debug, info, warn or error")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "the same as --log-level info")
 	root.AddCommand(newInit(a), newSource(a), newSnap(a), newUpload(a), newIngest(a),
-		newSnapshots(a), newLs(a), newCat(a), newRestore(a), newVerify(a), newStatus(a),
+		newSnapshots(a), newLs(a), newCat(a), newLog(a), newDiff(a), newFind(a), newRestore(a), newVerify(a),
+		newStatus(a), newStats(a),
 		newCatalog(a), newVersion(a), newMan())
 	return root
 }

@@ -191,7 +191,9 @@ var scrubs = []struct {
 }{
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{9})?Z`), "TIME"},
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`), "TIME"},
-	{regexp.MustCompile(`"(uploaded_bytes|bytes|read)":[1-9]\d*`), `"$1":N`},
+	{regexp.MustCompile(`"(uploaded_bytes|bytes|read|pack_bytes|metadata_bytes)":[1-9]\d*`), `"$1":N`},
+	{regexp.MustCompile(`("stat":.*"stored_bytes"):[1-9]\d*`), "$1:N"}, // compressed
+	{regexp.MustCompile(`"period":"\d{4}-\d\d(-\d\d)?"`), `"period":"PERIOD"`},
 	{regexp.MustCompile(`\b[0-9a-f]{64}\b`), "SHA256"},
 	{regexp.MustCompile(`\b[0-9a-f]{16}\b`), "ID"},
 	{regexp.MustCompile(`"host":"[^"]*"`), `"host":"HOST"`},

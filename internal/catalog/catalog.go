@@ -117,6 +117,22 @@ CREATE TABLE meta (
 ) WITHOUT ROWID;
 `
 
+// changeIndexes find the rows that began or ended in a snapshot of a source, so that
+// what differs between two of them is asked for without reading all there is. The rows
+// of the first snapshot, in which no question about changes can be interested, are in
+// none of them: they are most of all, and cost their writer nothing. A question has the
+// condition <> 1 or <> 0 itself, or SQLite could not use the index.
+//
+// A catalog that has been written before there were any gets them when it is opened to
+// be written to; until then, and in a temporary one, the questions read whole tables.
+const changeIndexes = `
+CREATE INDEX IF NOT EXISTS nodes_born ON nodes (node >> 40, born, node) WHERE born <> 1;
+CREATE INDEX IF NOT EXISTS entries_born ON entries (dir >> 40, born, dir, name) WHERE born <> 1;
+CREATE INDEX IF NOT EXISTS entries_died ON entries (dir >> 40, died, dir, name) WHERE died <> 0;
+CREATE INDEX IF NOT EXISTS extents_born ON extents (node >> 40, born, node, off) WHERE born <> 1;
+CREATE INDEX IF NOT EXISTS extents_died ON extents (node >> 40, died, node, off) WHERE died <> 0;
+`
+
 // ErrVersion is wrapped by Open when the file was made by another version of
 // secrate; it is to be removed and rebuilt.
 var ErrVersion = errors.New("catalog of another version")
@@ -148,6 +164,7 @@ type DB struct {
 	noContent bool
 	temporary bool
 	indexed   bool // entries_node is there; false: it may not be
+	changes   bool // changeIndexes are there
 }
 
 // KeepsContent reports whether SetContent is of use.
@@ -223,6 +240,19 @@ func (db *DB) setup(o Options) error {
 	}
 	if version == 1 || version == 2 { // which a reader has no need to change
 		version = schemaVersion
+	}
+	if version == schemaVersion && !o.ReadOnly && !o.Temporary {
+		if err := sqlitex.ExecuteScript(db.conn, changeIndexes, nil); err != nil {
+			return failed(err)
+		}
+		db.changes = true
+	}
+	if o.ReadOnly {
+		err := sqlitex.ExecuteTransient(db.conn, "SELECT 1 FROM sqlite_schema WHERE name = 'extents_died'", &sqlitex.ExecOptions{
+			ResultFunc: func(*sqlite.Stmt) error { db.changes = true; return nil }}) // it is the last one
+		if err != nil {
+			return failed(err)
+		}
 	}
 	if version != schemaVersion {
 		return fmt.Errorf("%w: %d, this secrate reads %d: run secrate catalog rebuild", ErrVersion, version, schemaVersion)
@@ -690,6 +720,28 @@ func (db *DB) index() error {
 	err := db.exec("CREATE INDEX IF NOT EXISTS entries_node ON entries (node)")
 	db.indexed = err == nil
 	return err
+}
+
+// indexChanges makes changeIndexes in a temporary catalog, for those who ask again and
+// again. The caller holds mu.
+func (db *DB) indexChanges() error {
+	if db.changes || !db.temporary {
+		return nil
+	}
+	if err := sqlitex.ExecuteScript(db.conn, changeIndexes, nil); err != nil {
+		return failed(err)
+	}
+	db.changes = true
+	return nil
+}
+
+// by makes a query read one of changeIndexes, if they are there: where it also says which
+// node or directory, SQLite would rather read all rows of that.
+func (db *DB) by(index string) string {
+	if !db.changes {
+		return ""
+	}
+	return " INDEXED BY " + index
 }
 
 // unindex drops entries_node if there are no entries yet. To make the index when it is

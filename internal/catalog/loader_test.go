@@ -196,7 +196,7 @@ func TestIndex(t *testing.T) {
 		var all []string
 		db.mu.Lock()
 		defer db.mu.Unlock()
-		check(db.query("SELECT name FROM sqlite_schema WHERE type = 'index' AND name NOT LIKE 'sqlite_%'", func(s *sqlite.Stmt) bool {
+		check(db.query("SELECT name FROM sqlite_schema WHERE type = 'index' AND name LIKE '%_node'", func(s *sqlite.Stmt) bool {
 			all = append(all, columnString(s, 0))
 			return true
 		}))

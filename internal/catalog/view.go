@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"strconv"
 
 	"zombiezen.com/go/sqlite"
 
@@ -136,10 +137,11 @@ func (v View) Entries(n filetree.NodeID, limit int) ([]Entry, error) {
 		return nil, err
 	}
 	var all []Entry
-	err := v.db.query("SELECT dir, name FROM entries WHERE node = ?1"+alive+"LIMIT ?3", func(r *sqlite.Stmt) bool {
+	// SQLite prepares a statement anew whenever a limit is bound.
+	err := v.db.query("SELECT dir, name FROM entries WHERE node = ?1"+alive+"LIMIT "+strconv.Itoa(limit), func(r *sqlite.Stmt) bool {
 		all = append(all, Entry{Dir: nodeOf(r.ColumnInt64(0)), Name: columnString(r, 1)})
 		return true
-	}, v.key(n), v.seq, limit)
+	}, v.key(n), v.seq)
 	return all, err
 }
 

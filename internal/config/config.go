@@ -11,6 +11,12 @@
 //	limit = "10 MiB/s"               # none when missing
 //	parallel = 4                     # 4 when missing
 //
+//	[prices]                         # what secrate stats reckons with; there are none in it
+//	storage_gb_month = 0.006         # for 1,000,000,000 bytes
+//	put_1000 = 0.005                 # for 1,000 requests that write or list
+//	get_1000 = 0.0004                # for 1,000 that read
+//	currency = "EUR"
+//
 //	[[source]]
 //	name = "home"
 //	path = "/home"
@@ -50,6 +56,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
@@ -61,6 +68,7 @@ import (
 type Config struct {
 	Repository Repository `toml:"repository"`
 	Upload     Upload     `toml:"upload,omitempty"`
+	Prices     Prices     `toml:"prices,omitempty"`
 	Sources    []Source   `toml:"source,omitempty"` // in the order of the file
 }
 
@@ -74,6 +82,14 @@ type Repository struct {
 type Upload struct {
 	Limit    Rate `toml:"limit,omitempty"`    // 0 means no limit
 	Parallel int  `toml:"parallel,omitempty"` // objects in flight; 0 means the default
+}
+
+// Prices are what the repository's provider asks for. The zero Prices are not known.
+type Prices struct {
+	StorageGBMonth float64 `toml:"storage_gb_month,omitempty"` // for 10^9 bytes
+	Put1000        float64 `toml:"put_1000,omitempty"`         // for 1,000 requests that write or list
+	Get1000        float64 `toml:"get_1000,omitempty"`         // for 1,000 that read
+	Currency       string  `toml:"currency,omitempty"`
 }
 
 // A Source is one subvolume, dataset or directory with a history of its own.
@@ -173,22 +189,27 @@ const (
 
 // schema lists every key there is.
 var schema = map[string]kind{
-	"repository":            kindTable,
-	"repository.url":        kindString,
-	"repository.recipients": kindList,
-	"upload":                kindTable,
-	"upload.limit":          kindString,
-	"upload.parallel":       kindInt,
-	"source":                kindTables,
-	"source.name":           kindString,
-	"source.path":           kindString,
-	"source.mode":           kindString,
-	"source.exclude":        kindList,
-	"source.snapshots":      kindString,
-	"source.keep":           kindString,
-	"source.dataset":        kindString,
-	"source.recursive":      kindBool,
-	"source.adopt":          kindList,
+	"repository":              kindTable,
+	"repository.url":          kindString,
+	"repository.recipients":   kindList,
+	"upload":                  kindTable,
+	"upload.limit":            kindString,
+	"upload.parallel":         kindInt,
+	"prices":                  kindTable,
+	"prices.storage_gb_month": kindInt,
+	"prices.put_1000":         kindInt,
+	"prices.get_1000":         kindInt,
+	"prices.currency":         kindString,
+	"source":                  kindTables,
+	"source.name":             kindString,
+	"source.path":             kindString,
+	"source.mode":             kindString,
+	"source.exclude":          kindList,
+	"source.snapshots":        kindString,
+	"source.keep":             kindString,
+	"source.dataset":          kindString,
+	"source.recursive":        kindBool,
+	"source.adopt":            kindList,
 }
 
 // Parse reads the text of the file called name. The error joins an [*Error] for
@@ -307,6 +328,9 @@ func check(name string, c *Config, l layout) error {
 	if n := c.Upload.Parallel; n < 0 || n > MaxParallel || n == 0 && l.has("upload", 0, "parallel") {
 		add(l.line("upload", 0, "parallel"), "upload.parallel", "is %d, must be 1 to %d", n, MaxParallel)
 	}
+	for _, f := range c.Prices.check(l) {
+		add(l.line("prices", 0, f.key), "prices."+f.key, "%s", f.msg)
+	}
 	lines := map[string]int{}
 	for i, s := range c.Sources {
 		at := func(key string) int { return l.line("source", i, key) }
@@ -327,6 +351,35 @@ const MaxParallel = 64
 
 // A fault is something wrong with one key of a table.
 type fault struct{ key, msg string }
+
+// maxPrice bounds a price, in any currency.
+const maxPrice = 1e9
+
+// check returns what is wrong with the prices in a file.
+func (p Prices) check(l layout) []fault {
+	if !l.has("prices", 0, "storage_gb_month") {
+		if p == (Prices{}) && l.nth("prices", 0) < 0 {
+			return nil
+		}
+		return []fault{{"storage_gb_month", "missing; it is what 1,000,000,000 bytes cost in a month"}}
+	}
+	var faults []fault
+	for _, x := range []struct {
+		key   string
+		price float64
+	}{{"storage_gb_month", p.StorageGBMonth}, {"put_1000", p.Put1000}, {"get_1000", p.Get1000}} {
+		if !(x.price >= 0 && x.price <= maxPrice) { // NaN is neither
+			faults = append(faults, fault{x.key, fmt.Sprintf("is %v, must be 0 to %v", x.price, int64(maxPrice))})
+		}
+	}
+	switch c := p.Currency; {
+	case c == "":
+		faults = append(faults, fault{"currency", "missing; it is what the prices are in, as in EUR"})
+	case len(c) > 8 || strings.ContainsFunc(c, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }):
+		faults = append(faults, fault{"currency", fmt.Sprintf("%q is no currency; write a sign or a code, as in EUR", c)})
+	}
+	return faults
+}
 
 // Check reports what is wrong with s by itself, before it is added to a file.
 func (s *Source) Check() error {

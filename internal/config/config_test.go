@@ -24,6 +24,12 @@ recipients = [
 limit = "10 MiB/s"
 parallel = 8
 
+[prices]
+storage_gb_month = 0.006
+put_1000 = 5 # whole numbers, too
+get_1000 = 0
+currency = "EUR"
+
 # Everybody's files.
 [[source]]
 name = "home"
@@ -41,6 +47,7 @@ func exampleConfig() *Config {
 	return &Config{
 		Repository: Repository{URL: "s3://bucket/prefix?region=eu-1", Recipients: []string{"age1one", "age1two"}},
 		Upload:     Upload{Limit: 10 << 20, Parallel: 8},
+		Prices:     Prices{StorageGBMonth: 0.006, Put1000: 5, Currency: "EUR"},
 		Sources: []Source{
 			{Name: "home", Path: "/home", Mode: Btrfs, Exclude: []string{"*.tmp", "/ann/.cache/"}, Snapshots: "/mnt/pool/.secrate"},
 			{Name: "nas", Mode: Stream},
@@ -95,6 +102,14 @@ func TestParseErrors(t *testing.T) {
 		{"an empty recipient", repo + "recipients = [\"\"]\n", "f:3: repository.recipients: has an empty recipient"},
 		{"a limit without a unit", repo + "[upload]\nlimit = \"10\"\n", "f:4: upload.limit: \"10\" is no rate; write a number and a unit, as in 10 MiB/s, 500 kB/s or 20 Mbit/s"},
 		{"none in parallel", repo + "[upload]\nparallel = 0\n", "f:4: upload.parallel: is 0, must be 1 to 64"},
+		{"a price in words", repo + "[prices]\nstorage_gb_month = \"0.006\"\n", "f:4: prices.storage_gb_month: is a string, must be a number"},
+		{"a price below nothing", repo + "[prices]\nstorage_gb_month = 0.01\nput_1000 = -1\ncurrency = \"EUR\"\n", "f:5: prices.put_1000: is -1, must be 0 to 1000000000"},
+		{"a price that is none", repo + "[prices]\ncurrency = \"EUR\"\nstorage_gb_month = nan\n", "f:5: prices.storage_gb_month: is NaN, must be 0 to 1000000000"},
+		{"no price of storage", repo + "[prices]\nget_1000 = 1\ncurrency = \"EUR\"\n", "f:3: prices.storage_gb_month: missing; it is what 1,000,000,000 bytes cost in a month"},
+		{"prices without a price", repo + "[prices]\n", "f:3: prices.storage_gb_month: missing; it is what 1,000,000,000 bytes cost in a month"},
+		{"no currency", repo + "[prices]\nstorage_gb_month = 1\n", "f:3: prices.currency: missing; it is what the prices are in, as in EUR"},
+		{"no such currency", repo + "[prices]\nstorage_gb_month = 1\ncurrency = \"a b\"\n", "f:5: prices.currency: \"a b\" is no currency; write a sign or a code, as in EUR"},
+		{"a misspelt price", repo + "[prices]\nstorage_gb_mont = 1\n", "f:4: prices.storage_gb_mont: unknown key, did you mean prices.storage_gb_month?"},
 		{"a name twice", repo + "[[source]]\nname = \"a\"\nmode = \"stream\"\n[[source]]\nmode = \"stream\"\nname = \"a\"\n", "f:8: source.name: a is taken by the source in line 4"},
 		{"a bad name", repo + "[[source]]\nname = \"a b\"\nmode = \"stream\"\n", "f:4: source.name: \"a b\" has other characters than A-Z, a-z, 0-9, dot, dash and underscore"},
 		{"no name", repo + "[[source]]\nmode = \"stream\"\n", "f:3: source.name: missing"},
@@ -148,7 +163,7 @@ func TestSchema(t *testing.T) {
 				got[key] = kindString
 			case f.Type.Kind() == reflect.String:
 				got[key] = kindString
-			case f.Type.Kind() == reflect.Int:
+			case f.Type.Kind() == reflect.Int, f.Type.Kind() == reflect.Float64:
 				got[key] = kindInt
 			case f.Type.Kind() == reflect.Bool:
 				got[key] = kindBool

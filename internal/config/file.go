@@ -248,7 +248,7 @@ func reads(path string, text []byte, want *Config) error {
 }
 
 func equal(a, b *Config) bool {
-	if !reflect.DeepEqual(a.Upload, b.Upload) || a.Repository.URL != b.Repository.URL ||
+	if !reflect.DeepEqual(a.Upload, b.Upload) || a.Prices != b.Prices || a.Repository.URL != b.Repository.URL ||
 		!sameList(a.Repository.Recipients, b.Repository.Recipients) || len(a.Sources) != len(b.Sources) {
 		return false
 	}
