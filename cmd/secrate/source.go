@@ -95,7 +95,7 @@ Exit statuses:
 	}
 	s := config.Source{}
 	mode := cmd.Flags().String("mode", "auto", "`MODE`: auto, btrfs, zfs, files, stream")
-	cmd.Flags().StringArrayVar(&s.Exclude, "exclude", nil, "of paths: leave out what matches `PATTERN`; may be repeated")
+	cmd.Flags().StringArrayVar(&s.Exclude, "exclude", nil, "of Btrfs and directories: leave out what matches `PATTERN`; may be repeated")
 	cmd.Flags().StringVar(&s.Snapshots, "snapshots", "", "of Btrfs: keep local snapshots in `DIR` on the same file system instead of PATH/.secrate")
 	cmd.Flags().BoolVar(&s.Recursive, "recursive", false, "of ZFS: keep all children, too")
 	cmd.Flags().StringArrayVar(&s.Adopt, "adopt", nil, "of ZFS: take no snapshots but the newest that is called like `PATTERN`; may be repeated")
