@@ -445,7 +445,7 @@ func TestUsage(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.run("source", "add", "dir", filepath.Join(p.sub, "dir")).expect(t, 3, "hint:", "subvolume")
-	m.run("source", "add", "tmp", t.TempDir()).expect(t, 3, "hint:", "ordinary directory")
+	m.run("source", "add", "proc", "/proc").expect(t, 3, "no place for files")
 	m.run("source", "add", "gone", filepath.Join(p.sub, "gone")).expect(t, 3, "no such file")
 	m.run("snap", "nobody").expect(t, 2, "no source named nobody")
 	m.run("restore", "vol", "--at", "2001-01-01", "--to", "x", "--identity", m.identity).expect(t, 3, "hint:")
