@@ -40,6 +40,9 @@ type scan struct {
 	// Of the goroutine that records:
 	limbo  []string                 // names in the root for directories whose place another has taken
 	placed map[filetree.NodeID]bool // directories that have their new name
+	// displaced says that something lost its place and may turn up elsewhere. What there is
+	// then is no state to be committed: a node without a name would end with it.
+	displaced bool
 }
 
 // ErrReplaced is wrapped by Scan when the tree is another than it was: its disk is not
@@ -280,6 +283,7 @@ func (s *scan) displace(dir filetree.NodeID, name string) error {
 	if err != nil {
 		return ignoreNotExist(err)
 	}
+	s.displaced = true
 	if kind != filetree.Dir {
 		return u.RemoveName(dir, name)
 	}

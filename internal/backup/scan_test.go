@@ -1,15 +1,18 @@
 package backup_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/secrate/secrate/internal/backup"
+	"github.com/secrate/secrate/s3history"
 	"github.com/secrate/secrate/testenv/loopfs"
 	"github.com/secrate/secrate/testenv/manifest"
 	"github.com/secrate/secrate/testenv/treegen"
@@ -294,5 +297,66 @@ func TestScanTorn(t *testing.T) {
 	c.same(t, "after it stands still")
 	if incomplete() {
 		t.Error("it is still incomplete")
+	}
+}
+
+// TestScanInParts commits what there is after every entry: each part can be restored, and the
+// last one is the tree, whether the run before it was broken off or not.
+func TestScanInParts(t *testing.T) {
+	c := newScanCase(t)
+	var err error
+	c.f.w, err = s3history.NewWriter(t.Context(), s3history.WriterOptions{Store: c.f.store, StateDir: c.f.state, Catalog: c.f.cat,
+		Identity: c.f.identity, Recipients: c.f.recipients, PartialAfter: time.Nanosecond})
+	c.must(err)
+	g, err := treegen.New(c.dir, treegen.Options{Seed: uint64(time.Now().UnixNano()), Entries: 40})
+	c.must(err)
+	scan := func() {
+		t.Helper()
+		c.f.scan("s", c.dir, backup.ScanOptions{})
+		c.same(t, "in parts")
+		head, err := c.f.w.Head(c.f.source("s"))
+		c.must(err)
+		if head.Partial {
+			t.Errorf("#%d is partial", head.Seq)
+		}
+	}
+	for range 4 {
+		c.must(g.Step(25))
+		scan()
+	}
+	// Broken off in the midst of it: what it committed is there, and the next run goes on.
+	c.must(g.Step(25))
+	ctx, cancel := context.WithCancel(t.Context())
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: &cancelling{cancel: cancel, after: 8}})
+	c.must(err)
+	if _, err := j.Scan(ctx, c.dir, backup.ScanOptions{}); err != nil && !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	scan()
+	known, err := c.f.w.Known(c.f.source("s"))
+	c.must(err)
+	parts := 0
+	for _, s := range known.All {
+		if s.Partial {
+			parts++
+		}
+	}
+	if parts < 8 {
+		t.Errorf("%d of %d snapshots are partial", parts, len(known.All))
+	}
+}
+
+// cancelling cancels after so many files.
+type cancelling struct {
+	cancel context.CancelFunc
+	after  int64
+	seen   atomic.Int64
+}
+
+func (c *cancelling) Phase(string, string) {}
+func (c *cancelling) Warn(string, string)  {}
+func (c *cancelling) Seen(files, _ int64) {
+	if c.seen.Add(files) >= c.after {
+		c.cancel()
 	}
 }

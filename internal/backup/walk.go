@@ -322,7 +322,7 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 	if err := w.r.put(t, self.node); err != nil {
 		return err
 	}
-	if w.live != nil && !w.first { // directories may be in limbo
+	if w.live != nil && w.live.displaced {
 		return nil
 	}
 	return u.MaybePartial()
