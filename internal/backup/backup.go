@@ -203,6 +203,9 @@ func (j *Job) Upload(ctx context.Context, v Volume) (Result, error) {
 		default:
 			panic(fmt.Sprintf("backup: internal error: a volume that is a %T", v))
 		}
+		if err != nil {
+			res.Unchanged = false // what an earlier one had is not what there is
+		}
 		if errors.Is(err, ErrUnsendable) {
 			skipped = append(skipped, fmt.Errorf("snapshot %s: %w", s.Name, err))
 			continue

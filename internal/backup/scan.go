@@ -2,7 +2,6 @@ package backup
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -38,11 +37,17 @@ type scan struct {
 	mounts []string                          // what is mounted inside
 
 	// Of the goroutine that records:
-	limbo  []string                 // names in the root for directories whose place another has taken
+	limbo  []aside                  // directories whose place another has taken
 	placed map[filetree.NodeID]bool // directories that have their new name
 	// displaced says that something lost its place and may turn up elsewhere. What there is
 	// then is no state to be committed: a node without a name would end with it.
 	displaced bool
+}
+
+// An aside is a directory that waits in the root, under a name that nobody sees.
+type aside struct {
+	name string
+	node filetree.NodeID
 }
 
 // ErrReplaced is wrapped by Scan when the tree is another than it was: its disk is not
@@ -84,8 +89,12 @@ func (j *Job) Scan(ctx context.Context, path string, o ScanOptions) (Result, err
 		return res, err
 	}
 	defer u.Abort()
-	if err := sameRoot(u, head, &root, o); err != nil {
-		return res, fmt.Errorf("%s: %w", path, err)
+	if head.Seq > 0 && !o.Replaced {
+		if was, err := u.Before().Attr(filetree.RootNode); err != nil {
+			return res, err
+		} else if was.Ino != 0 && (was.Ino != root.Ino || was.Btime != root.Btime) {
+			return res, fmt.Errorf("%s: %w, as of #%d", path, ErrReplaced, head.Seq)
+		}
 	}
 	j.o.Observer.Phase(j.o.Source, "reading")
 	r := j.newReader(ctx, u, tree, &res)
@@ -103,24 +112,6 @@ func (j *Job) Scan(ctx context.Context, path string, o ScanOptions) (Result, err
 	}
 	res.Committed = append(res.Committed, s)
 	return res, nil
-}
-
-// rootNote notes which directory the root is.
-const rootNote = "root"
-
-// sameRoot makes sure that the root is the directory that it was.
-func sameRoot(u *s3history.Update, head s3history.Snapshot, root *localfs.Stat, o ScanOptions) error {
-	b := binary.BigEndian.AppendUint64(nil, root.Ino)
-	b = binary.BigEndian.AppendUint64(b, uint64(root.Btime.Sec))
-	b = binary.BigEndian.AppendUint32(b, root.Btime.Nsec)
-	was, err := u.Note(rootNote)
-	if err != nil {
-		return err
-	}
-	if head.Seq > 0 && was != nil && !slices.Equal(was, b) && !o.Replaced {
-		return fmt.Errorf("%w, as of #%d", ErrReplaced, head.Seq)
-	}
-	return u.SetNote(rootNote, b)
 }
 
 // scan records the tree as it is.
@@ -287,43 +278,51 @@ func (s *scan) displace(dir filetree.NodeID, name string) error {
 	if kind != filetree.Dir {
 		return u.RemoveName(dir, name)
 	}
-	aside := fmt.Sprintf(".secrate-%d", n)
+	a := aside{fmt.Sprintf(".secrate-%d", n), n}
 	for {
-		if _, _, err := u.Lookup(filetree.RootNode, aside); errors.Is(err, filetree.ErrNotExist) {
+		if _, _, err := u.Lookup(filetree.RootNode, a.name); errors.Is(err, filetree.ErrNotExist) {
 			break
 		} else if err != nil {
 			return err
 		}
-		aside += "~"
+		a.name += "~"
 	}
-	s.limbo = append(s.limbo, aside)
-	return u.Rename(dir, name, filetree.RootNode, aside)
+	s.limbo = append(s.limbo, a)
+	return u.Rename(dir, name, filetree.RootNode, a.name)
 }
 
 // settle takes away what the tree has no longer.
 func (s *scan) settle() error {
-	u := s.w.r.u
 	for e, n := range s.gone {
-		has, _, err := u.Lookup(e.Dir, e.Name)
-		if err == nil && has == n {
-			err = u.RemoveName(e.Dir, e.Name)
-		}
-		if ignoreNotExist(err) != nil {
+		if err := s.remove(e, n); err != nil {
 			return err
 		}
 	}
-	for _, name := range s.limbo {
-		if err := ignoreNotExist(u.RemoveName(filetree.RootNode, name)); err != nil {
+	for _, a := range s.limbo {
+		if err := s.remove(catalog.Entry{Dir: filetree.RootNode, Name: a.name}, a.node); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// remove takes a name away, if it is still that of a node.
+func (s *scan) remove(e catalog.Entry, n filetree.NodeID) error {
+	u := s.w.r.u
+	has, _, err := u.Lookup(e.Dir, e.Name)
+	if err == nil && has == n {
+		err = u.RemoveName(e.Dir, e.Name)
+	}
+	return ignoreNotExist(err)
+}
+
 // readStill reads all of a file, again if it has changed meanwhile, and leaves in t the
 // attributes that belong to what was read.
 func (s *scan) readStill(ctx context.Context, t *task, f *localfs.File, fresh bool) error {
 	for n := 1; ; n++ {
+		if err := s.rest(ctx, t, f); err != nil {
+			return err
+		}
 		if err := s.w.r.readFile(ctx, t, f, nil, nil, fresh); err != nil {
 			return err
 		}
@@ -342,6 +341,39 @@ func (s *scan) readStill(ctx context.Context, t *task, f *localfs.File, fresh bo
 		}
 		fresh = false // what is a hole now may have got bytes
 	}
+}
+
+// A file system notes times by the tick: two changes within one have the same time, and if the
+// file is read between them the second would never be seen. So one that has just been changed is
+// left alone until the tick is over. Some file systems only have seconds, or two.
+const (
+	tick     = 20 * time.Millisecond
+	longTick = 2 * time.Second
+)
+
+// rest waits until the tick is over in which a file was changed the last time.
+func (s *scan) rest(ctx context.Context, t *task, f *localfs.File) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	long := tick
+	if st.Ctime.Nsec == 0 && st.Mtime.Nsec == 0 {
+		long = longTick
+	}
+	wait := long - time.Since(st.Ctime.Time())
+	if wait <= 0 {
+		return nil
+	}
+	select {
+	case <-time.After(min(wait, long)): // the clock may have been set back
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if st, err = f.Refresh(); err == nil {
+		t.later = &st
+	}
+	return err
 }
 
 // denied reports whether something may not be read by this process.

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/s3history"
 	"github.com/secrate/secrate/testenv/loopfs"
@@ -359,4 +361,44 @@ func (c *cancelling) Seen(files, _ int64) {
 	if c.seen.Add(files) >= c.after {
 		c.cancel()
 	}
+}
+
+// TestScanNumberAgain makes a directory where one was removed, which ext4 gives the same inode
+// number, and brings back to it what was in the other: it is not looked for where it was.
+func TestScanNumberAgain(t *testing.T) {
+	c := newScanCase(t)
+	c.dir = filepath.Join(loopfs.New(t, loopfs.Ext4, loopfs.Options{Size: 64 << 20}).Dir, "tree")
+	c.write("d/f", strings.Repeat("text ", 100))
+	ino := func() uint64 {
+		var st unix.Stat_t
+		c.must(unix.Stat(c.path("d"), &st))
+		return st.Ino
+	}
+	before := ino()
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	c.must(os.Rename(c.path("d/f"), c.path("../f")))
+	c.must(os.Remove(c.path("d")))
+	c.must(os.Mkdir(c.path("d"), 0o755))
+	if again := ino(); again != before {
+		t.Logf("the directory has number %d, and had %d", again, before)
+	}
+	c.must(os.Rename(c.path("../f"), c.path("d/f")))
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	c.same(t, "a directory of the same number")
+}
+
+// TestScanOwnNames has names in the tree that a scan uses for itself.
+func TestScanOwnNames(t *testing.T) {
+	c := newScanCase(t)
+	c.write("a/x", "x")
+	c.write("b/y", "y")
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	for i := range 12 {
+		c.write(fmt.Sprintf(".secrate-%d", i), fmt.Sprint("mine ", i))
+	}
+	c.must(os.Rename(c.path("a"), c.path("t")))
+	c.must(os.Rename(c.path("b"), c.path("a")))
+	c.must(os.Rename(c.path("t"), c.path("b")))
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	c.same(t, "after two have changed places")
 }

@@ -165,6 +165,13 @@ func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*
 	if self.old != 0 && (old.Kind != it.Kind || old.Ino != 0 && it.Ino != 0 && old.Ino != it.Ino) {
 		self.old = 0
 	}
+	if self.old != 0 && w.live != nil && it.Dir != nil {
+		// A directory may have got the number of the one that was here. What is in it is not then
+		// to be looked for in that one, which goes.
+		if born := it.Dir.Look().Btime; born != old.Btime && !born.IsZero() && !old.Btime.IsZero() {
+			self.old = 0
+		}
+	}
 	w.live.present(parent, it.Name)
 	moved := false
 	if self.old == 0 && w.live != nil {

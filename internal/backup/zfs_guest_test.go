@@ -20,7 +20,6 @@ import (
 
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
-	"github.com/secrate/secrate/s3history"
 	"github.com/secrate/secrate/sendstream/zfs"
 	"github.com/secrate/secrate/sendstream/zfs/zpl"
 	"github.com/secrate/secrate/testenv/manifest"
@@ -51,15 +50,7 @@ var zfsKindsOfFS = []struct {
 // ingests what zfs send makes of it. Every snapshot of the history is compared with the
 // mounted one, and so is what zfs receive makes of the same stream, where it can.
 func TestZFSRandom(t *testing.T) {
-	seeds := slices.Clone(foundZFSSeeds)
-	now := uint64(time.Now().UnixNano())
-	for i := range *zfsSeedsFlag {
-		seeds = append(seeds, now+uint64(i))
-	}
-	if *seedFlag != 0 {
-		seeds = []uint64{*seedFlag}
-	}
-	for _, seed := range seeds {
+	for _, seed := range seedsOf(foundZFSSeeds, *zfsSeedsFlag) {
 		kind := zfsKindsOfFS[seed%uint64(len(zfsKindsOfFS))]
 		t.Run(fmt.Sprintf("%s/%d", kind.name, seed), func(t *testing.T) {
 			z := newZFSRandom(t, seed, kind.properties, kind.record)
@@ -75,6 +66,19 @@ func TestZFSRandom(t *testing.T) {
 			}
 		})
 	}
+}
+
+// seedsOf returns the seeds of a test: those it found and n others, or the one that was asked
+// for.
+func seedsOf(found []uint64, n int) []uint64 {
+	if *seedFlag != 0 {
+		return []uint64{*seedFlag}
+	}
+	seeds, now := slices.Clone(found), uint64(time.Now().UnixNano())
+	for i := range n {
+		seeds = append(seeds, now+uint64(i))
+	}
+	return seeds
 }
 
 // lastLines returns the last n lines of a log, the middle of long ones cut out.
@@ -513,21 +517,8 @@ func (v *zfsVolume) snapshot(name string) {
 	if err != nil || len(failed) > 0 || res.Unchanged {
 		v.t.Fatalf("%s: %+v, left out %q, %v", name, res, failed, err)
 	}
-	view := v.cat.At(v.source("v").ID, res.Committed[0].Seq)
-	n, err := view.Resolve([]string{zfs.VolumeName})
-	if err != nil {
-		v.t.Fatal(err)
-	}
-	a, err := view.Attr(n)
-	if err != nil {
-		v.t.Fatal(err)
-	}
-	var got bytes.Buffer
-	if err := s3history.NewContent(v.store, v.identity, v.cat, v.identities).WriteFile(v.t.Context(), view, n, a.Size, &got); err != nil {
-		v.t.Fatal(err)
-	}
-	if !bytes.Equal(got.Bytes(), v.image) {
-		v.t.Errorf("%s: %d bytes that are not the %d of the volume; the first at %d", name, got.Len(), len(v.image), differAt(got.Bytes(), v.image))
+	if got := v.contentAt("v", res.Committed[0].Seq, zfs.VolumeName); !bytes.Equal(got, v.image) {
+		v.t.Errorf("%s: %d bytes that are not the %d of the volume; the first at %d", name, len(got), len(v.image), differAt(got, v.image))
 	}
 }
 

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,15 +32,7 @@ var foundSnapSeeds = []uint64{}
 // dataset and remounts in between, snapshots that wait, and content that is read from the
 // mounted snapshots or comes with the stream.
 func TestZFSSnapRandom(t *testing.T) {
-	seeds := slices.Clone(foundSnapSeeds)
-	now := uint64(time.Now().UnixNano())
-	for i := range *snapSeedsFlag {
-		seeds = append(seeds, now+uint64(i))
-	}
-	if *seedFlag != 0 {
-		seeds = []uint64{*seedFlag}
-	}
-	for _, seed := range seeds {
+	for _, seed := range seedsOf(foundSnapSeeds, *snapSeedsFlag) {
 		kind := zfsKindsOfFS[seed%uint64(len(zfsKindsOfFS))]
 		t.Run(fmt.Sprintf("%s/%d", kind.name, seed), func(t *testing.T) {
 			s := &snapRandom{zfsRandom: newZFSRandom(t, seed, kind.properties, kind.record)}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -47,18 +48,24 @@ func mountTmpfs(t testing.TB, options string) string {
 // mountLoop makes a file system in a file and mounts it.
 func mountLoop(t testing.TB, mkfs ...string) string {
 	t.Helper()
+	return mount(t, "-o", "loop", makeImage(t, 320<<20, mkfs...))
+}
+
+// makeImage makes a file system in a file of that size.
+func makeImage(t testing.TB, size int64, mkfs ...string) string {
+	t.Helper()
 	needRoot(t)
 	img := filepath.Join(t.TempDir(), "img")
 	if err := os.WriteFile(img, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(img, 320<<20); err != nil {
+	if err := os.Truncate(img, size); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(mkfs[0], append(mkfs[1:], img)...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(mkfs[0], append(slices.Clone(mkfs[1:]), img)...).CombinedOutput(); err != nil {
 		t.Skipf("SKIP-MISSING: %v: %v: %s", mkfs, err, out)
 	}
-	return mount(t, "-o", "loop", img)
+	return img
 }
 
 func must(t testing.TB, err error) {

@@ -86,13 +86,7 @@ func projectFileSystems(t *testing.T, run func(t *testing.T, base string)) {
 // mountable tries whether the kernel mounts a file system.
 func mountable(t *testing.T, mkfs []string) error {
 	t.Helper()
-	needRoot(t)
-	img, dir := filepath.Join(t.TempDir(), "img"), t.TempDir()
-	must(t, os.WriteFile(img, nil, 0o600))
-	must(t, os.Truncate(img, 16<<20))
-	if out, err := exec.Command(mkfs[0], append(mkfs[1:], img)...).CombinedOutput(); err != nil {
-		t.Skipf("SKIP-MISSING: %v: %v: %s", mkfs, err, out)
-	}
+	img, dir := makeImage(t, 16<<20, mkfs...), t.TempDir()
 	if out, err := exec.Command("mount", "-o", "loop", img, dir).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
