@@ -33,6 +33,7 @@ type scan struct {
 
 	// Of the goroutine that walks:
 	inodes []inode                           // of the state, by number; nil until asked for
+	few    bool                              // inodes are those of what has changed; see changes.go
 	gone   map[catalog.Entry]filetree.NodeID // names that the tree has no longer
 	mounts []string                          // what is mounted inside
 
@@ -59,7 +60,8 @@ const scanReads = 3
 
 // ScanOptions say how Scan takes the tree.
 type ScanOptions struct {
-	Replaced bool // it may be another than before
+	Replaced bool     // it may be another than before
+	Only     *Changes // what has changed since the newest state, where that is known
 }
 
 // Scan makes what the tree at path has now the next snapshot.
@@ -99,7 +101,12 @@ func (j *Job) Scan(ctx context.Context, path string, o ScanOptions) (Result, err
 	j.o.Observer.Phase(j.o.Source, "reading")
 	r := j.newReader(ctx, u, tree, &res)
 	r.blind = true
-	if err := r.scan(); err != nil {
+	if o.Only != nil && j.follows(head, o.Only) {
+		err = r.scanChanges(o.Only)
+	} else {
+		err = r.scan()
+	}
+	if err != nil {
 		return res, err
 	}
 	j.o.Observer.Phase(j.o.Source, "committing")
@@ -116,8 +123,7 @@ func (j *Job) Scan(ctx context.Context, path string, o ScanOptions) (Result, err
 
 // scan records the tree as it is.
 func (r *reader) scan() error {
-	w := &walker{r: r, state: r.u.Before(), first: r.u.Head().Seq == 0, links: r.links}
-	w.live = &scan{w: w, gone: map[catalog.Entry]filetree.NodeID{}, placed: map[filetree.NodeID]bool{}}
+	w := r.scanner()
 	if err := r.walkWith(w); err != nil {
 		return err
 	}
@@ -127,6 +133,13 @@ func (r *reader) scan() error {
 	return r.j.warnOnce(r.u, "nested", w.live.mounts, func(p string) string {
 		return fmt.Sprintf("another file system is mounted on %s, of which nothing is kept: it needs a source of its own", p)
 	})
+}
+
+// scanner returns a walker of a tree that is in use.
+func (r *reader) scanner() *walker {
+	w := &walker{r: r, state: r.u.Before(), first: r.u.Head().Seq == 0, links: r.links}
+	w.live = &scan{w: w, gone: map[catalog.Entry]filetree.NodeID{}, placed: map[filetree.NodeID]bool{}}
+	return w
 }
 
 // missed reports whether an error says that something has gone since it was listed, or that
@@ -200,11 +213,22 @@ func (s *scan) same(it *localfs.Item, dir *place) *place {
 	return &place{node: c.Node, old: c.Node, name: it.Name}
 }
 
-// moved returns the node of the state that an inode may be, and what it was; 0 if there is
-// none. Whether it is, sameNode says.
-func (s *scan) moved(ino uint64, kind filetree.Kind) (filetree.NodeID, filetree.Attr, error) {
-	if s == nil || s.w.first || ino == 0 {
+// moved returns the node of the state that an entry's inode may be, and what it was; 0 if there
+// is none. Whether it is, sameNode says.
+func (s *scan) moved(it *localfs.Item) (filetree.NodeID, filetree.Attr, error) {
+	if s == nil || s.w.first || it.Ino == 0 {
 		return 0, filetree.Attr{}, nil
+	}
+	if s.few {
+		n, a, err := s.find(it.Ino, it.Kind)
+		if n != 0 || err != nil || it.Kind == filetree.Dir {
+			return n, a, err
+		}
+		// It may be a further name of a file of which nothing else has changed.
+		if st, err := it.Parent.LookAt(it.Name); err != nil || st.Nlink < 2 {
+			return 0, filetree.Attr{}, nil
+		}
+		s.inodes, s.few = nil, false
 	}
 	if s.inodes == nil {
 		s.inodes = []inode{}
@@ -212,12 +236,22 @@ func (s *scan) moved(ino uint64, kind filetree.Kind) (filetree.NodeID, filetree.
 			if err != nil {
 				return 0, filetree.Attr{}, err
 			}
-			if c.Attr.Ino != 0 && c.Node != filetree.RootNode {
-				s.inodes = append(s.inodes, inode{c.Attr.Ino, c.Node})
-			}
+			s.remember(c.Node, &c.Attr)
 		}
 		slices.SortFunc(s.inodes, compareInodes)
 	}
+	return s.find(it.Ino, it.Kind)
+}
+
+// remember makes a node of the state one that moved may find.
+func (s *scan) remember(n filetree.NodeID, a *filetree.Attr) {
+	if a.Ino != 0 && n != filetree.RootNode {
+		s.inodes = append(s.inodes, inode{a.Ino, n})
+	}
+}
+
+// find returns the node of that number and kind among the inodes.
+func (s *scan) find(ino uint64, kind filetree.Kind) (filetree.NodeID, filetree.Attr, error) {
 	for i := searchInode(s.inodes, ino); i < len(s.inodes) && s.inodes[i].ino == ino; i++ {
 		n := s.inodes[i].node
 		a, err := s.w.state.Attr(n)

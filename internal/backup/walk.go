@@ -176,7 +176,7 @@ func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*
 	moved := false
 	if self.old == 0 && w.live != nil {
 		var err error
-		if self.old, old, err = w.live.moved(it.Ino, it.Kind); err != nil {
+		if self.old, old, err = w.live.moved(it); err != nil {
 			return nil, err
 		}
 		if moved = self.old != 0; moved && it.Dir != nil {

@@ -119,6 +119,17 @@ func (d *Dir) Walk() iter.Seq2[*Item, error] {
 	}
 }
 
+// At returns the one entry of that name as Walk does, beside the error that is about it.
+// The caller closes the Item's Dir, if it has one.
+func (d *Dir) At(name string) (*Item, error) {
+	st, err := d.LookAt(name)
+	if err != nil {
+		return nil, err
+	}
+	it := &Item{Entry: Entry{Name: name, Kind: st.Kind, Ino: st.Ino}, Parent: d, w: &walker{stack: []*frame{{}}}}
+	return it, it.enter()
+}
+
 // Again opens d a second time, so that reading it has a position of its own.
 func (d *Dir) Again() (*Dir, error) {
 	fd, err := openRead(d.h.fd, ".", unix.O_DIRECTORY)
