@@ -302,20 +302,42 @@ Exit statuses:
 	return cmd
 }
 
+// A sourceRecord is a source as --json shows it: what the configuration says of it, but for
+// the address of its monitor, which is a secret.
+type sourceRecord struct {
+	Name        string      `json:"name"`
+	Path        string      `json:"path,omitempty"`
+	Mode        config.Mode `json:"mode"`
+	Exclude     []string    `json:"exclude,omitempty"`
+	Snapshots   string      `json:"snapshots,omitempty"`
+	Keep        string      `json:"keep,omitempty"`
+	Dataset     string      `json:"dataset,omitempty"`
+	Recursive   bool        `json:"recursive,omitempty"`
+	Adopt       []string    `json:"adopt,omitempty"`
+	Schedule    string      `json:"schedule,omitempty"`
+	Delay       duration    `json:"delay,omitzero"`
+	Watch       bool        `json:"watch,omitempty"`
+	Settle      duration    `json:"settle,omitzero"`
+	MaxDelay    duration    `json:"max_delay,omitzero"`
+	Before      string      `json:"before,omitempty"`
+	After       string      `json:"after,omitempty"`
+	HookTimeout duration    `json:"hook_timeout,omitzero"`
+}
+
+// A duration is written as the configuration has it: "5m0s".
+type duration time.Duration
+
+func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
 func (a *app) listSources(s *site) error {
 	if a.json {
 		for _, src := range s.conf.Sources {
-			err := writeJSON(a.stdout, struct {
-				Name      string      `json:"name"`
-				Path      string      `json:"path,omitempty"`
-				Mode      config.Mode `json:"mode"`
-				Exclude   []string    `json:"exclude,omitempty"`
-				Snapshots string      `json:"snapshots,omitempty"`
-				Keep      string      `json:"keep,omitempty"`
-				Dataset   string      `json:"dataset,omitempty"`
-				Recursive bool        `json:"recursive,omitempty"`
-				Adopt     []string    `json:"adopt,omitempty"`
-			}(src))
+			err := writeJSON(a.stdout, sourceRecord{
+				Name: src.Name, Path: src.Path, Mode: src.Mode, Exclude: src.Exclude, Snapshots: src.Snapshots, Keep: src.Keep,
+				Dataset: src.Dataset, Recursive: src.Recursive, Adopt: src.Adopt,
+				Schedule: src.Schedule, Delay: duration(src.Delay), Watch: src.Watch, Settle: duration(src.Settle), MaxDelay: duration(src.MaxDelay),
+				Before: src.Before, After: src.After, HookTimeout: duration(src.HookTimeout),
+			})
 			if err != nil {
 				return err
 			}

@@ -38,8 +38,8 @@ var (
 
 	// Leaves do one thing each and know the nouns alone.
 	leaves = []string{
-		"internal/catalog", "internal/config", "internal/delta", "internal/exclude", "internal/keep",
-		"internal/localfs", "internal/progress", "internal/seal", "internal/status", "internal/when",
+		"internal/catalog", "internal/config", "internal/delta", "internal/exclude", "internal/hook", "internal/keep",
+		"internal/localfs", "internal/progress", "internal/schedule", "internal/seal", "internal/status", "internal/when",
 	}
 
 	// Contracts are what pipelines know of what is behind an implementation.
@@ -56,12 +56,14 @@ var Rules = []Rule{
 	{"s3history/store", nil},
 
 	{"internal/catalog", nouns},
-	{"internal/config", join(nouns, "internal/keep")},
+	{"internal/config", join(nouns, "internal/keep", "internal/schedule")},
 	{"internal/delta", nouns},
 	{"internal/exclude", nouns},
+	{"internal/hook", nil},
 	{"internal/keep", nil},
 	{"internal/localfs", nouns},
 	{"internal/progress", nouns},
+	{"internal/schedule", nil},
 	{"internal/seal", nouns},
 	{"internal/status", nouns},
 	{"internal/when", nouns},

@@ -9,6 +9,10 @@
 //
 //	[upload]
 //	limit = "10 MiB/s"               # none when missing
+//	limits = [                       # by the time of day; the first that matches, else limit
+//	  "mon-fri 08:00-18:00 2 MiB/s",
+//	  "22:00-06:00 none",            # every night, till the next morning
+//	]
 //	parallel = 4                     # 4 when missing
 //
 //	[prices]                         # what secrate stats reckons with; there are none in it
@@ -17,6 +21,16 @@
 //	get_1000 = 0.0004                # for 1,000 that read
 //	currency = "EUR"
 //
+//	[daemon]                         # what secrate daemon does
+//	schedule = "@hourly"             # of sources without their own; this one when missing
+//	verify = "@weekly"               # never when missing
+//	time_zone = "Europe/Berlin"      # of all schedules and limits; the machine's when missing
+//	listen = "127.0.0.1:9120"        # metrics; none when missing
+//	min_free = "5%"                  # or a size: below it no snapshots are taken while some wait; 5% when missing
+//	ping = "https://hc-ping.com/…"   # a monitor that hears of every run
+//	webhook = "https://example.org/" # hears what failed, in JSON
+//	on_failure = "mail -s secrate root"
+//
 //	[[source]]
 //	name = "home"
 //	path = "/home"
@@ -24,6 +38,12 @@
 //	exclude = ["*.tmp", "/ann/.cache/"]
 //	snapshots = "/mnt/pool/.secrate" # inside the subvolume when missing
 //	keep = "24 hourly, 7 daily"      # local snapshots that stay; only the newest when missing
+//	schedule = "*/15 * * * *"        # or "@every 15m", "none"; as package schedule reads it
+//	delay = "5m"                     # begins later by chance, by so much at most; at once when missing
+//	before = "pg_dump … > /home/db"  # run before the snapshot, by /bin/sh; no snapshot if it fails
+//	after = "rm /home/db"            # run after it, whatever came of it
+//	hook_timeout = "1m"              # of each of both; 1m when missing
+//	ping = "https://hc-ping.com/…"   # a monitor of this source
 //
 //	[[source]]
 //	name = "tank"
@@ -31,6 +51,14 @@
 //	mode = "zfs"
 //	recursive = true                 # with its children, each a source tank/CHILD
 //	adopt = ["autosnap_*"]           # take no snapshots, but those that are called so
+//
+//	[[source]]
+//	name = "docs"
+//	path = "/srv/docs"
+//	mode = "files"
+//	watch = true                     # files only: kept soon after they change, and by schedule
+//	settle = "5s"                    # when nothing has changed for so long; 5s when missing
+//	max_delay = "5m"                 # or so long after the first change; 5m when missing
 //
 //	[[source]]
 //	name = "nas"
@@ -56,6 +84,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -69,6 +98,7 @@ type Config struct {
 	Repository Repository `toml:"repository"`
 	Upload     Upload     `toml:"upload,omitempty"`
 	Prices     Prices     `toml:"prices,omitempty"`
+	Daemon     Daemon     `toml:"daemon,omitempty"`
 	Sources    []Source   `toml:"source,omitempty"` // in the order of the file
 }
 
@@ -80,8 +110,9 @@ type Repository struct {
 
 // Upload bounds what an upload takes of the network.
 type Upload struct {
-	Limit    Rate `toml:"limit,omitempty"`    // 0 means no limit
-	Parallel int  `toml:"parallel,omitempty"` // objects in flight; 0 means the default
+	Limit    Rate    `toml:"limit,omitzero"`    // 0 means no limit
+	Limits   []Limit `toml:"limits,omitempty"`  // by the time of day, before Limit
+	Parallel int     `toml:"parallel,omitzero"` // objects in flight; 0 means the default
 }
 
 // Prices are what the repository's provider asks for. The zero Prices are not known.
@@ -104,6 +135,18 @@ type Source struct {
 	Dataset   string   `toml:"dataset,omitempty"`   // in ZFS mode, in place of Path
 	Recursive bool     `toml:"recursive,omitempty"` // in ZFS mode: each child is a source as well
 	Adopt     []string `toml:"adopt,omitempty"`     // in ZFS mode: patterns of path.Match for snapshots that something else takes
+
+	// When it is kept. All modes but Stream have these.
+	Schedule string        `toml:"schedule,omitempty"` // of package schedule; empty means that of Daemon: see [Config.ScheduleOf]
+	Delay    time.Duration `toml:"delay,omitzero"`     // at most so much later, by chance
+	Watch    bool          `toml:"watch,omitempty"`    // in Files mode: soon after it changes, too
+	Settle   time.Duration `toml:"settle,omitzero"`    // with Watch; 0 means the default: see [Source.SettleTime]
+	MaxDelay time.Duration `toml:"max_delay,omitzero"` // with Watch; 0 means the default: see [Source.MaxDelayTime]
+
+	Before      string        `toml:"before,omitempty"` // commands of /bin/sh
+	After       string        `toml:"after,omitempty"`
+	HookTimeout time.Duration `toml:"hook_timeout,omitzero"` // of each; 0 means the default: see [Source.HookTime]
+	Ping        string        `toml:"ping,omitempty"`        // the address of a monitor, which is a secret
 }
 
 // A Mode says how the changes of a source are found.
@@ -194,12 +237,22 @@ var schema = map[string]kind{
 	"repository.recipients":   kindList,
 	"upload":                  kindTable,
 	"upload.limit":            kindString,
+	"upload.limits":           kindList,
 	"upload.parallel":         kindInt,
 	"prices":                  kindTable,
 	"prices.storage_gb_month": kindInt,
 	"prices.put_1000":         kindInt,
 	"prices.get_1000":         kindInt,
 	"prices.currency":         kindString,
+	"daemon":                  kindTable,
+	"daemon.schedule":         kindString,
+	"daemon.verify":           kindString,
+	"daemon.time_zone":        kindString,
+	"daemon.listen":           kindString,
+	"daemon.min_free":         kindString,
+	"daemon.ping":             kindString,
+	"daemon.webhook":          kindString,
+	"daemon.on_failure":       kindString,
 	"source":                  kindTables,
 	"source.name":             kindString,
 	"source.path":             kindString,
@@ -210,6 +263,15 @@ var schema = map[string]kind{
 	"source.dataset":          kindString,
 	"source.recursive":        kindBool,
 	"source.adopt":            kindList,
+	"source.schedule":         kindString,
+	"source.delay":            kindString,
+	"source.watch":            kindBool,
+	"source.settle":           kindString,
+	"source.max_delay":        kindString,
+	"source.before":           kindString,
+	"source.after":            kindString,
+	"source.hook_timeout":     kindString,
+	"source.ping":             kindString,
 }
 
 // Parse reads the text of the file called name. The error joins an [*Error] for
@@ -331,10 +393,16 @@ func check(name string, c *Config, l layout) error {
 	for _, f := range c.Prices.check(l) {
 		add(l.line("prices", 0, f.key), "prices."+f.key, "%s", f.msg)
 	}
+	for _, f := range c.Daemon.check(l) {
+		add(l.line("daemon", 0, f.key), "daemon."+f.key, "%s", f.msg)
+	}
 	lines := map[string]int{}
 	for i, s := range c.Sources {
 		at := func(key string) int { return l.line("source", i, key) }
 		for _, f := range s.check() {
+			add(at(f.key), "source."+f.key, "%s", f.msg)
+		}
+		for _, f := range s.checkEmpty(i, l) {
 			add(at(f.key), "source."+f.key, "%s", f.msg)
 		}
 		if first, ok := lines[s.Name]; ok && s.Name != "" {
@@ -428,6 +496,9 @@ func (s *Source) check() []fault {
 				add(f.key, "a source of mode stream takes no snapshots")
 			}
 		}
+		for _, key := range s.timed() {
+			add(key, "a source of mode stream is kept when secrate ingest is run, and not by the daemon")
+		}
 		if s.Path != "" {
 			add("path", "a source of mode stream has none: it is fed by secrate ingest")
 		}
@@ -449,6 +520,9 @@ func (s *Source) check() []fault {
 		if s.Snapshots != "" && !filepath.IsAbs(s.Snapshots) {
 			add("snapshots", "%q is not absolute", s.Snapshots)
 		}
+	}
+	if s.Mode != Stream {
+		s.checkTimes(add)
 	}
 	if _, err := keep.Parse(s.Keep); err != nil {
 		add("keep", "%v", err)

@@ -7,9 +7,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/BurntSushi/toml"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/secrate/secrate/internal/schedule"
 )
 
 const example = `# All of it.
@@ -22,6 +25,10 @@ recipients = [
 
 [upload]
 limit = "10 MiB/s"
+limits = [
+  "08:00-18:00 2 MiB/s", # all days
+  "Sat, sun 22:00-06:00 none",
+]
 parallel = 8
 
 [prices]
@@ -30,6 +37,16 @@ put_1000 = 5 # whole numbers, too
 get_1000 = 0
 currency = "EUR"
 
+[daemon]
+schedule = "@daily"
+verify = "@weekly"
+time_zone = "Europe/Berlin"
+listen = "[::1]:9120"
+min_free = "10 GiB"
+ping = "https://hc-ping.com/uuid"
+webhook = "http://localhost:8080/hook?x=1"
+on_failure = "mail -s secrate root"
+
 # Everybody's files.
 [[source]]
 name = "home"
@@ -37,6 +54,21 @@ path = "/home"
 mode = "btrfs"
 exclude = ["*.tmp", "/ann/.cache/"]
 snapshots = "/mnt/pool/.secrate"
+schedule = "*/15 * * * *"
+delay = "5m"
+before = "pg_dump -f /home/db"
+after = "rm /home/db"
+hook_timeout = "10m"
+ping = "https://hc-ping.com/other"
+
+[[source]]
+name = "docs"
+path = "/srv/docs"
+mode = "files"
+schedule = "none"
+watch = true
+settle = "200ms"
+max_delay = "1h"
 
 [[source]]
 name = "nas"
@@ -46,10 +78,17 @@ mode = "stream"
 func exampleConfig() *Config {
 	return &Config{
 		Repository: Repository{URL: "s3://bucket/prefix?region=eu-1", Recipients: []string{"age1one", "age1two"}},
-		Upload:     Upload{Limit: 10 << 20, Parallel: 8},
-		Prices:     Prices{StorageGBMonth: 0.006, Put1000: 5, Currency: "EUR"},
+		Upload: Upload{Limit: 10 << 20, Parallel: 8, Limits: []Limit{
+			{Days: EveryDay, From: 8 * 60, To: 18 * 60, Rate: 2 << 20},
+			{Days: 1<<time.Saturday | 1<<time.Sunday, From: 22 * 60, To: 6 * 60},
+		}},
+		Prices: Prices{StorageGBMonth: 0.006, Put1000: 5, Currency: "EUR"},
+		Daemon: Daemon{Schedule: "@daily", Verify: "@weekly", TimeZone: "Europe/Berlin", Listen: "[::1]:9120", MinFree: Space{Bytes: 10 << 30},
+			Ping: "https://hc-ping.com/uuid", Webhook: "http://localhost:8080/hook?x=1", OnFailure: "mail -s secrate root"},
 		Sources: []Source{
-			{Name: "home", Path: "/home", Mode: Btrfs, Exclude: []string{"*.tmp", "/ann/.cache/"}, Snapshots: "/mnt/pool/.secrate"},
+			{Name: "home", Path: "/home", Mode: Btrfs, Exclude: []string{"*.tmp", "/ann/.cache/"}, Snapshots: "/mnt/pool/.secrate",
+				Schedule: "*/15 * * * *", Delay: 5 * time.Minute, Before: "pg_dump -f /home/db", After: "rm /home/db", HookTimeout: 10 * time.Minute, Ping: "https://hc-ping.com/other"},
+			{Name: "docs", Path: "/srv/docs", Mode: Files, Schedule: "none", Watch: true, Settle: 200 * time.Millisecond, MaxDelay: time.Hour},
 			{Name: "nas", Mode: Stream},
 		},
 	}
@@ -64,18 +103,19 @@ func TestParse(t *testing.T) {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
 	s, err := got.Source("nas")
-	if err != nil || s != &got.Sources[1] {
+	if err != nil || s != &got.Sources[2] {
 		t.Errorf("Source(nas) = %v, %v", s, err)
 	}
 	_, err = got.Source("hone")
 	var ue *UnknownSourceError
-	if !errors.As(err, &ue) || ue.Hint() != "did you mean home? sources are home, nas" {
+	if !errors.As(err, &ue) || ue.Hint() != "did you mean home? sources are home, docs, nas" {
 		t.Errorf("Source(hone): %v", err)
 	}
 }
 
 func TestParseErrors(t *testing.T) {
 	const repo = "[repository]\nurl = \"/r\"\n"
+	const files = "[[source]]\nname = \"a\"\nmode = \"files\"\npath = \"/a\"\n" // ends in line 6
 	tests := []struct {
 		name string
 		text string
@@ -130,6 +170,34 @@ func TestParseErrors(t *testing.T) {
 		{"a bad pattern", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nadopt = [\"auto[\"]\n", "f:7: source.adopt: \"auto[\" is no pattern for what a snapshot's name has behind the @, as in \"autosnap_*_daily\""},
 		{"nothing to adopt", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nadopt = []\n", "f:7: source.adopt: is empty"},
 		{"adopted and kept", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nadopt = [\"a*\"]\nkeep = \"1 last\"\n", "f:8: source.keep: snapshots that are adopted are kept and destroyed by what takes them"},
+		{"a limit that is none", repo + "[upload]\nlimits = [\"8-18 1 MiB/s\"]\n", "f:4: upload.limits: \"8-18 1 MiB/s\" is no limit: want days, times and a rate, as in \"08:00-18:00 2 MiB/s\" or \"sat,sun 00:00-24:00 none\""},
+		{"a single limit", repo + "[upload]\nlimits = \"08:00-18:00 1 MiB/s\"\n", "f:4: upload.limits: is a string, must be a list of strings"},
+		{"no daemon's schedule", repo + "[daemon]\nschedule = \"\"\n", "f:4: daemon.schedule: is empty; leave the line out instead"},
+		{"a schedule that never comes", repo + "[daemon]\nverify = \"0 0 30 2 *\"\n", "f:4: daemon.verify: \"0 0 30 2 *\" never comes: no such day is in any year"},
+		{"no such zone", repo + "[daemon]\ntime_zone = \"Europe/Berlim\"\n", "f:4: daemon.time_zone: \"Europe/Berlim\" is no time zone; write one as in Europe/Berlin or UTC"},
+		{"no port", repo + "[daemon]\nlisten = \"127.0.0.1\"\n", "f:4: daemon.listen: \"127.0.0.1\" is not HOST:PORT, as in 127.0.0.1:9120 or [::1]:9120"},
+		{"no such port", repo + "[daemon]\nlisten = \"127.0.0.1:99999\"\n", "f:4: daemon.listen: \"127.0.0.1:99999\": the port is a number, up to 65535"},
+		{"a path to listen at", repo + "[daemon]\nlisten = \"http://a:80\"\n", "f:4: daemon.listen: \"http://a:80\" is not HOST:PORT, as in 127.0.0.1:9120 or [::1]:9120"},
+		{"more than all", repo + "[daemon]\nmin_free = \"101%\"\n", "f:4: daemon.min_free: \"101%\" is more than there is"},
+		{"less than nothing", repo + "[daemon]\nmin_free = \"-1 GiB\"\n", "f:4: daemon.min_free: \"-1 GiB\" is neither a share nor a size; write 5% or 10 GiB"},
+		{"nothing free", repo + "[daemon]\nmin_free = \"0%\"\n", "f:4: daemon.min_free: is nothing; to go on to the last byte write \"1 B\"; a missing line means 5%"},
+		{"a secret that is no address", repo + "[daemon]\nping = \"hc-ping.com/5ec3e7\"\nwebhook = \"ftp://x/5ec3e7\"\n", "f:4: daemon.ping: is no address of a web server, as in https://hc-ping.com/…\nf:5: daemon.webhook: is no address of a web server, as in https://hc-ping.com/…"},
+		{"a misspelt key of the daemon", repo + "[daemon]\nwebhok = \"x\"\n", "f:4: daemon.webhok: unknown key, did you mean daemon.webhook?"},
+		{"a source's schedule", repo + files + "schedule = \"hourly\"\n", "f:7: source.schedule: \"hourly\" is no schedule (expected exactly 5 fields, found 1: [hourly]): want " + schedule.Forms},
+		{"an empty schedule", repo + files + "schedule = \"\"\n", "f:7: source.schedule: is empty; write \"none\" if it has none"},
+		{"no duration", repo + files + "delay = \"5 minutes\"\n", "f:7: source.delay: invalid duration: \"5 minutes\""},
+		{"a bare number", repo + files + "delay = 5\n", "f:7: source.delay: is a number, must be a string"},
+		{"a negative delay", repo + files + "delay = \"-1s\"\n", "f:7: source.delay: is -1s, must be 0s to 24h0m0s"},
+		{"too soon", repo + files + "watch = true\nsettle = \"99ms\"\n", "f:8: source.settle: is 99ms, must be 100ms to 24h0m0s"},
+		{"at once", repo + files + "watch = true\nsettle = \"0s\"\n", "f:8: source.settle: is 0s, must be 100ms to 24h0m0s"},
+		{"too late", repo + files + "watch = true\nmax_delay = \"25h\"\n", "f:8: source.max_delay: is 25h0m0s, must be 100ms to 24h0m0s"},
+		{"never settled", repo + files + "watch = true\nsettle = \"2m\"\nmax_delay = \"1m\"\n", "f:8: source.settle: is 2m0s, and max_delay, which is to be no less, is 1m0s"},
+		{"not watched", repo + files + "settle = \"2m\"\n", "f:7: source.settle: is for sources with watch = true"},
+		{"a subvolume that is watched", repo + "[[source]]\nname = \"a\"\nmode = \"btrfs\"\npath = \"/a\"\nwatch = true\n", "f:7: source.watch: is for sources of mode files; snapshots of others are cheap: let them have a schedule, as in \"*/5 * * * *\""},
+		{"a time-out of nothing", repo + files + "hook_timeout = \"1m\"\n", "f:7: source.hook_timeout: is for sources with before or after"},
+		{"a command that is none", repo + files + "before = \"\"\nafter = \"a\\u0000\"\n", "f:8: source.after: has a NUL\nf:7: source.before: is empty; leave the line out instead"},
+		{"a source's secret", repo + files + "ping = \"5ec3e7\"\n", "f:7: source.ping: is no address of a web server, as in https://hc-ping.com/…"},
+		{"a stream by schedule", repo + "[[source]]\nname = \"a\"\nmode = \"stream\"\nschedule = \"@daily\"\nafter = \"x\"\n", "f:6: source.schedule: a source of mode stream is kept when secrate ingest is run, and not by the daemon\nf:7: source.after: a source of mode stream is kept when secrate ingest is run, and not by the daemon"},
 		{"below a string of many lines", "[repository]\nurl = '''\n/r\n[[source]]\n'''\n[x]\n", "f:6: x: unknown key"},
 	}
 	for _, tt := range tests {
@@ -159,8 +227,10 @@ func TestSchema(t *testing.T) {
 			name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
 			key := prefix + name
 			switch {
-			case f.Type == reflect.TypeFor[Rate]():
+			case f.Type == reflect.TypeFor[Rate](), f.Type == reflect.TypeFor[time.Duration](), f.Type == reflect.TypeFor[Space]():
 				got[key] = kindString
+			case f.Type == reflect.TypeFor[[]Limit]():
+				got[key] = kindList
 			case f.Type.Kind() == reflect.String:
 				got[key] = kindString
 			case f.Type.Kind() == reflect.Int, f.Type.Kind() == reflect.Float64:

@@ -106,7 +106,7 @@ func Create(path string, c *Config) error {
 	b.WriteString("# Configuration of secrate. An unknown key is an error.\n\n")
 	enc := toml.NewEncoder(&b)
 	enc.Indent = ""
-	if err := enc.Encode(c); err != nil {
+	if err := enc.Encode(c.tables()); err != nil {
 		return err
 	}
 	if err := reads(path, b.Bytes(), c); err != nil {
@@ -189,6 +189,22 @@ func RemoveSource(path, name string) (*Config, error) {
 	})
 }
 
+// tables is what the encoder makes the whole file of, without the header of a table in
+// which there is nothing: a struct with a list in it never looks empty to it.
+func (c *Config) tables() any {
+	t := struct {
+		Repository Repository `toml:"repository"`
+		Upload     *Upload    `toml:"upload,omitempty"`
+		Prices     Prices     `toml:"prices,omitempty"`
+		Daemon     Daemon     `toml:"daemon,omitempty"`
+		Sources    []Source   `toml:"source,omitempty"`
+	}{c.Repository, &c.Upload, c.Prices, c.Daemon, c.Sources}
+	if reflect.ValueOf(c.Upload).IsZero() {
+		t.Upload = nil
+	}
+	return t
+}
+
 // onlySources is what the encoder makes blocks of sources and nothing else of.
 func (c Config) onlySources() any {
 	return struct {
@@ -198,7 +214,7 @@ func (c Config) onlySources() any {
 
 // writable returns an error if s cannot be said in TOML, which is UTF-8.
 func writable(s Source) error {
-	for _, v := range slices.Concat([]string{s.Path, s.Snapshots, s.Dataset}, s.Adopt, s.Exclude) {
+	for _, v := range slices.Concat([]string{s.Path, s.Snapshots, s.Dataset, s.Before, s.After, s.Ping}, s.Adopt, s.Exclude) {
 		if !utf8.ValidString(v) {
 			return fmt.Errorf("source %s: %q is not UTF-8 and cannot stand in the configuration", s.Name, v)
 		}
@@ -248,7 +264,8 @@ func reads(path string, text []byte, want *Config) error {
 }
 
 func equal(a, b *Config) bool {
-	if !reflect.DeepEqual(a.Upload, b.Upload) || a.Prices != b.Prices || a.Repository.URL != b.Repository.URL ||
+	if a.Upload.Limit != b.Upload.Limit || a.Upload.Parallel != b.Upload.Parallel || !slices.Equal(a.Upload.Limits, b.Upload.Limits) ||
+		a.Prices != b.Prices || a.Daemon != b.Daemon || a.Repository.URL != b.Repository.URL ||
 		!sameList(a.Repository.Recipients, b.Repository.Recipients) || len(a.Sources) != len(b.Sources) {
 		return false
 	}
