@@ -39,7 +39,8 @@ var (
 	// Leaves do one thing each and know the nouns alone.
 	leaves = []string{
 		"internal/catalog", "internal/config", "internal/delta", "internal/exclude", "internal/hook", "internal/keep",
-		"internal/localfs", "internal/progress", "internal/schedule", "internal/seal", "internal/status", "internal/when",
+		"internal/localfs", "internal/progress", "internal/schedule", "internal/seal", "internal/status", "internal/watch",
+		"internal/when",
 	}
 
 	// Contracts are what pipelines know of what is behind an implementation.
@@ -66,6 +67,7 @@ var Rules = []Rule{
 	{"internal/schedule", nil},
 	{"internal/seal", nouns},
 	{"internal/status", nouns},
+	{"internal/watch", join(nouns, "internal/localfs")},
 	{"internal/when", nouns},
 
 	{"sendstream", nouns},

@@ -490,3 +490,7 @@ func (d *Dir) seek(pos int64) error {
 	d.rest, d.eof = nil, false
 	return err
 }
+
+// Fd returns the descriptor of d, for calls that this package has no method for. It is
+// good until d is closed, and not to be closed.
+func (d *Dir) Fd() int { return d.h.fd }
