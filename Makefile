@@ -8,19 +8,26 @@ DESTDIR  ?=
 FUZZTIME ?= 30s
 BIN      := bin/secrate
 
-.PHONY: build install check test test-zfs race fuzz test-all zfs-vm bench bench-zfs demo docs clean help
+.PHONY: build install install-systemd check test test-zfs race fuzz test-all zfs-vm bench bench-zfs demo docs clean help
 .DEFAULT_GOAL := build
 
 build: ## the command, bin/secrate: one static file, without this machine's paths in it
 	CGO_ENABLED=0 go build -trimpath -o $(BIN) ./cmd/secrate
 
-install: build docs ## the command, man pages and completions, below PREFIX (/usr/local)
+install: build docs install-systemd ## the command, man pages, completions and units of systemd, below PREFIX (/usr/local)
 	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/secrate
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 0644 dist/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -D -m 0644 dist/completions/bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/secrate
 	install -D -m 0644 dist/completions/zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_secrate
 	install -D -m 0644 dist/completions/fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/secrate.fish
+
+# The units name the binary by its path when it runs, without DESTDIR.
+install-systemd:
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	for u in secrate.service secrate-snap.service secrate-snap.timer; do \
+		sed 's|=/usr/local/bin/secrate |=$(PREFIX)/bin/secrate |' dist/systemd/$$u > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$u && \
+		chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/$$u || exit 1; done
 
 check: ## format, vet, staticcheck, go.mod, imports
 	@bad=$$(gofmt -l .); test -z "$$bad" || { echo "gofmt -w these:"; echo "$$bad"; exit 1; }
@@ -64,7 +71,7 @@ docs: build ## man pages and completions from the command's own text, into dist/
 	for s in bash zsh fish; do $(BIN) completion $$s > dist/completions/$$s || exit 1; done
 
 clean: ## what the other targets have made
-	rm -rf bin dist
+	rm -rf bin dist/man dist/completions
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -102,13 +102,21 @@ func waitFlag(cmd *cobra.Command) *time.Duration {
 
 // openSiteStore opens the destination of the configuration.
 func (a *app) openSiteStore(ctx context.Context, s *site, o store.Observer) (store.Store, error) {
-	limit := s.conf.Upload.Limit
-	if a.limitRate != nil {
-		limit = *a.limitRate
+	opts := open.Options{ConditionalPut: s.caps.ConditionalPut == store.Yes, Observer: o, Log: a.log}
+	opts.UploadLimit, opts.UploadLimitAt = a.uploadLimit(s.conf)
+	return open.Store(ctx, s.conf.Repository.URL, opts)
+}
+
+// uploadLimit returns what --limit-upload says; else the limits of the configuration, which
+// are by the time of day if there is a function.
+func (a *app) uploadLimit(conf *config.Config) (always int64, at func(time.Time) int64) {
+	switch {
+	case a.limitRate != nil:
+		return int64(*a.limitRate), nil
+	case len(conf.Upload.Limits) == 0:
+		return int64(conf.Upload.Limit), nil
 	}
-	return open.Store(ctx, s.conf.Repository.URL, open.Options{
-		UploadLimit: int64(limit), ConditionalPut: s.caps.ConditionalPut == store.Yes, Observer: o, Log: a.log,
-	})
+	return 0, func(t time.Time) int64 { return int64(conf.UploadLimit(t)) }
 }
 
 // checkRepository makes sure that the store holds the repository this writer belongs

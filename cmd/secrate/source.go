@@ -19,6 +19,7 @@ import (
 	"github.com/secrate/secrate/internal/exclude"
 	"github.com/secrate/secrate/internal/keep"
 	"github.com/secrate/secrate/internal/progress"
+	"github.com/secrate/secrate/internal/schedule"
 	"github.com/secrate/secrate/internal/status"
 	"github.com/secrate/secrate/internal/zfsvolume"
 	"github.com/secrate/secrate/snapshot/btrfs"
@@ -77,6 +78,19 @@ Of local snapshots that secrate took the newest committed one stays, and those t
 24 hours that have one, and so on. It has no bearing on what is stored: nothing there
 is ever deleted.
 
+secrate daemon keeps a source every hour, or by --schedule: five fields of cron, minute,
+hour, day of the month, month and day of the week, as in "0 3 * * *"; @hourly, @daily,
+@weekly, @monthly; "@every 15m"; or none. What was missed while the machine was off is
+done once, as soon as it is on. With --delay each run begins later by chance, so that
+many machines do not come at once. With --watch a directory is kept soon after something
+in it has changed, too: when nothing has for the time of --settle, and at the latest
+after that of --max-delay.
+
+--before and --after are commands of /bin/sh that are run before and after a snapshot,
+to bring a database to rest for example. If the first fails there is no snapshot; the
+second is run whatever came of it. Each may take a minute, or what hook_timeout says in
+the configuration file.
+
 Looked at is what is added; changed is the configuration file, of which everything
 else stays as it is. Nothing is read or uploaded before secrate snap. If the history
 has a source of that name, from an earlier time, it goes on.
@@ -89,7 +103,8 @@ Exit statuses:
 		Example: `  secrate source add home /home --exclude "*.tmp" --exclude /ann/.cache/
   secrate source add tank tank/data --recursive --keep "24 hourly, 7 daily"
   secrate source add vm tank/vm --adopt "autosnap_*_hourly"
-  secrate source add docs /srv/docs
+  secrate source add docs /srv/docs --watch
+  secrate source add db /srv/db --schedule "0 3 * * *" --before "systemctl stop db" --after "systemctl start db"
   secrate source add nas --mode stream`,
 		Args: arguments(1, 2, "a name and a path"),
 	}
@@ -100,8 +115,20 @@ Exit statuses:
 	cmd.Flags().BoolVar(&s.Recursive, "recursive", false, "of ZFS: keep all children, too")
 	cmd.Flags().StringArrayVar(&s.Adopt, "adopt", nil, "of ZFS: take no snapshots but the newest that is called like `PATTERN`; may be repeated")
 	cmd.Flags().StringVar(&s.Keep, "keep", "", "let local snapshots stay by `RULE`, such as \"24 hourly, 7 daily\"")
+	cmd.Flags().StringVar(&s.Schedule, "schedule", "", "let the daemon keep it by `SCHEDULE`, such as \"0 3 * * *\" or \"@every 15m\" (default: what the configuration says, or @hourly)")
+	cmd.Flags().DurationVar(&s.Delay, "delay", 0, "begin later by chance, by at most `TIME`")
+	cmd.Flags().BoolVar(&s.Watch, "watch", false, "of directories: let the daemon keep it soon after it has changed, too")
+	cmd.Flags().DurationVar(&s.Settle, "settle", 0, "with --watch: when nothing has changed for `TIME` (default: 5s)")
+	cmd.Flags().DurationVar(&s.MaxDelay, "max-delay", 0, "with --watch: at most `TIME` after a change (default: 5m)")
+	cmd.Flags().StringVar(&s.Before, "before", "", "run `COMMAND` before each snapshot, which there is none of if it fails")
+	cmd.Flags().StringVar(&s.After, "after", "", "run `COMMAND` after each snapshot, whatever came of it")
 	wait := waitFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		for _, flag := range []string{"settle", "max-delay"} { // 0 is the default, and cannot be meant
+			if d, err := cmd.Flags().GetDuration(flag); err == nil && d == 0 && cmd.Flags().Changed(flag) {
+				return &usageError{fmt.Sprintf("--%s: want %v to %v", flag, config.MinSettle, config.MaxTime), ""}
+			}
+		}
 		s.Name, s.Mode = args[0], config.Mode(*mode)
 		if len(args) > 1 {
 			s.Path = args[1]
@@ -131,6 +158,9 @@ func (a *app) addSource(ctx context.Context, src config.Source, wait time.Durati
 	}
 	if _, err := keep.Parse(src.Keep); err != nil {
 		return &usageError{fmt.Sprintf("--keep: %v", err), ""}
+	}
+	if _, err := schedule.Parse(src.Schedule); err != nil && src.Schedule != "" {
+		return &usageError{fmt.Sprintf("--schedule: %v", err), ""}
 	}
 	s, err := a.site()
 	if err != nil {
@@ -368,9 +398,38 @@ func (a *app) listSources(s *site) error {
 		if src.Keep != "" {
 			line += "\tkeep " + src.Keep
 		}
+		for _, part := range timesOf(&src) {
+			line += "\t" + progress.Printable(part)
+		}
 		fmt.Fprintln(w, line)
 	}
 	return w.Flush()
+}
+
+// timesOf says when a source is kept and what is run then, as far as the configuration has
+// something about it.
+func timesOf(src *config.Source) []string {
+	var parts []string
+	switch src.Schedule {
+	case "":
+	case "none":
+		parts = append(parts, "no schedule")
+	default:
+		parts = append(parts, "at "+src.Schedule)
+	}
+	if src.Delay > 0 {
+		parts = append(parts, "delayed by up to "+src.Delay.String())
+	}
+	if src.Watch {
+		parts = append(parts, fmt.Sprintf("watched, settled for %v, at most %v late", src.SettleTime(), src.MaxDelayTime()))
+	}
+	if src.Before != "" {
+		parts = append(parts, "before it "+src.Before)
+	}
+	if src.After != "" {
+		parts = append(parts, "after it "+src.After)
+	}
+	return parts
 }
 
 func newSourceRemove(a *app) *cobra.Command {

@@ -119,6 +119,11 @@ func (s Schedule) Next(after time.Time, loc *time.Location) time.Time {
 	// From one change of the clocks to the next they are ahead of UTC by the same.
 	for t := after; ; {
 		start, end := t.ZoneBounds()
+		if !end.IsZero() && !end.After(t) {
+			// Beyond the changes that a zone lists, Go has every year end after 365 days,
+			// so that the last one of a leap year lies behind its end.
+			end = t.Add(24 * time.Hour)
+		}
 		ahead, before := offset(t), offset(t)
 		if !start.IsZero() {
 			before = offset(start.Add(-1))

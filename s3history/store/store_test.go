@@ -161,6 +161,64 @@ func TestLimit(t *testing.T) {
 	})
 }
 
+// TestLimitAt puts one large object while the rate changes.
+func TestLimitAt(t *testing.T) {
+	const slow, fast = 100_000, 1_000_000
+	type step struct {
+		after time.Duration // since the begin
+		rate  int64
+	}
+	for _, tt := range []struct {
+		name  string
+		steps []step
+		size  int
+		want  time.Duration
+	}{
+		{"faster", []step{{0, slow}, {time.Minute, fast}}, 60*slow + 60*fast, 120 * time.Second},
+		{"slower", []step{{0, fast}, {20 * time.Second, slow}}, 20*fast + 600*slow, 620 * time.Second},
+		{"no more", []step{{0, slow}, {time.Minute, 0}}, 500 << 20, time.Minute},
+		{"from below nothing to one byte a second, and back", []step{{0, -1}, {-1, 1}, {time.Hour, fast}}, 3600 + 30*fast, time.Hour + 30*time.Second},
+	} {
+		for _, puts := range []int{1, 4} {
+			t.Run(fmt.Sprintf("%s, %d at once", tt.name, puts), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					start := time.Now()
+					asked, lastAsked := 0, time.Time{}
+					s := store.LimitAt(storetest.NewMem(), func(now time.Time) int64 { // one at a time: the race detector sees to it
+						if asked++; now.Sub(lastAsked) < time.Second {
+							t.Errorf("asked again after %v", now.Sub(lastAsked))
+						}
+						lastAsked = now
+						var r int64
+						for _, s := range tt.steps {
+							if now.Sub(start) >= s.after {
+								r = s.rate
+							}
+						}
+						return r
+					})
+					var wg sync.WaitGroup
+					for i := range puts {
+						wg.Go(func() {
+							if err := put(t.Context(), s, fmt.Sprint("k", i), tt.size/puts); err != nil {
+								t.Error(err)
+							}
+						})
+					}
+					wg.Wait()
+					// Each change is followed within two seconds; a burst is free with each.
+					if d := time.Since(start); d < tt.want*95/100 || d > tt.want*105/100 {
+						t.Errorf("took %v, want about %v", d, tt.want)
+					}
+					if most := int(time.Since(start)/time.Second) + 1; asked > most {
+						t.Errorf("asked %d times in %v", asked, time.Since(start))
+					}
+				})
+			})
+		}
+	}
+}
+
 // unmeteredOnly checks that what it is given to put is want, when unwrapped.
 type unmeteredOnly struct {
 	store.Store

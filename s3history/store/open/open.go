@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/secrate/secrate/s3history/store"
 	"github.com/secrate/secrate/s3history/store/dir"
@@ -27,6 +28,9 @@ type Options struct {
 	// UploadLimit is the bytes a second that all Puts together may send; 0 means
 	// no limit.
 	UploadLimit int64
+	// UploadLimitAt is that limit where it changes with time: UploadLimit does not count
+	// then. It may be called concurrently; 0 means no limit.
+	UploadLimitAt func(time.Time) int64
 	// ConditionalPut makes Put ask an S3 server never to replace an object. Files
 	// are never replaced.
 	ConditionalPut bool
@@ -46,7 +50,12 @@ func Store(ctx context.Context, address string, o Options) (store.Store, error) 
 	if err != nil {
 		return nil, err
 	}
-	s = store.Limit(store.Log(s, o.Log), o.UploadLimit)
+	s = store.Log(s, o.Log)
+	if o.UploadLimitAt != nil {
+		s = store.LimitAt(s, o.UploadLimitAt)
+	} else {
+		s = store.Limit(s, o.UploadLimit)
+	}
 	if o.Observer.Sent != nil || o.Observer.Stored != nil || o.Observer.Received != nil {
 		s = store.Observe(s, o.Observer)
 	}
