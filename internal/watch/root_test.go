@@ -284,6 +284,50 @@ func TestPathMax(t *testing.T) {
 	}
 }
 
+// TestMapping: what is written by way of a mapping is told when the mapping is gone. A scan
+// finds it by its time before.
+func TestMapping(t *testing.T) {
+	for _, kind := range []loopfs.Kind{loopfs.Ext4, loopfs.XFS, loopfs.Btrfs} {
+		t.Run(string(kind), func(t *testing.T) {
+			dir := loopfs.New(t, kind, loopfs.Options{}).Dir + "/root"
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			file := dir + "/f"
+			old := time.Unix(1e9, 0)
+			if err := os.WriteFile(file, make([]byte, 8192), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(file, old, old); err != nil {
+				t.Fatal(err)
+			}
+			b := start(t, dir, quick)
+			fd, err := unix.Open(file, unix.O_RDWR, 0)
+			b.must(err)
+			mem, err := unix.Mmap(fd, 0, 8192, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+			b.must(err)
+			b.must(unix.Close(fd))
+			mem[5000] = 1
+			b.must(unix.Msync(mem, unix.MS_SYNC))
+			b.settle()
+			if paths, _ := b.paths(); slices.Contains(paths, "f") {
+				t.Error("told while it is mapped: the documents say otherwise")
+			}
+			st, err := os.Stat(file)
+			b.must(err)
+			if st.ModTime().Equal(old) {
+				t.Error("a scan would not find it")
+			}
+			b.must(unix.Munmap(mem))
+			b.settle()
+			if paths, _ := b.paths(); !slices.Contains(paths, "f") {
+				t.Error("not told when the mapping was gone")
+			}
+			b.mirror.check(t)
+		})
+	}
+}
+
 // TestNotDurable: what could not be made durable comes again, with what changed since.
 func TestNotDurable(t *testing.T) {
 	b := start(t, t.TempDir(), quick)
