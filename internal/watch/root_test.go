@@ -2,7 +2,6 @@ package watch
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -224,6 +223,81 @@ func TestOverflow(t *testing.T) {
 	}
 }
 
+// TestInsideItself: an event is dealt with when the path of its directory leads to another
+// one, in which there is one that the directory is in.
+func TestInsideItself(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(dir+"/z/k", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, dir, quick)
+	dealing := make(chan struct{})
+	b.w.pause.Store(&pause{dealing: dealing})
+	b.mkdir("z/k/q")
+	b.mv("z", "zz")
+	b.mkdir("z/k")
+	b.mv("zz", "z/k/q")
+	b.w.pause.Store(nil)
+	close(dealing)
+	b.until("all", isAll)
+	if got, want := b.w.State().Reconcile, "directories were moved while they were looked at"; got != want {
+		t.Errorf("reconciled for %q, want %q", got, want)
+	}
+	for _, p := range []string{"z", "z/k", "z/k/q", "z/k/q/k", "z/k/q/k/q"} {
+		b.write(p+"/later", "1")
+	}
+	b.settle()
+	b.mirror.check(t)
+	if got := b.w.State().Dirs; got != 6 {
+		t.Errorf("%d directories", got)
+	}
+}
+
+// TestOverlay: what is done by way of the overlay is told, and that not all is is said.
+func TestOverlay(t *testing.T) {
+	testenv.Need(t, testenv.Root)
+	base := mountTmpfs(t)
+	for _, d := range []string{"lower/d/e", "upper", "work", "root"} {
+		if err := os.MkdirAll(base+"/"+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(base+"/lower/d/e/f", []byte("old"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dir := base + "/root"
+	if err := unix.Mount("overlay", dir, "overlay", 0, fmt.Sprintf("lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work", base, base, base)); err != nil {
+		t.Skipf("SKIP-MISSING: overlay: %v", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	b := start(t, dir, quick)
+	if got := b.w.State().Blind; got != "overlay: changes made in its layers" {
+		t.Errorf("blind to %q", got)
+	}
+	b.write("d/e/f", "copied up")
+	b.write("d/e/g", "new")
+	b.mkdir("d/n/m")
+	b.settle()
+	b.write("d/n/m/f", "1")
+	b.must(os.RemoveAll(b.at("d/e")))
+	b.settle()
+	b.mirror.check(t)
+}
+
+func mountTmpfs(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
+		t.Skipf("SKIP-MISSING: tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // TestStorm: what git checkout and rm -r do, a few thousand names at once.
 func TestStorm(t *testing.T) {
 	dir := t.TempDir()
@@ -430,6 +504,19 @@ func TestLimits(t *testing.T) {
 	b.settle()
 	b.mirror.check(t)
 
+	// Not even the root.
+	b.stop()
+	set(procNSWatches, "0")
+	b = startUnwatched(t, dir, o)
+	b.eventually("the root cannot be watched", func(s State) bool {
+		return !s.Watching && s.Reason == errLimit.Error() && s.Unwatched == 1 && s.Remedy != "" && s.Waiting == 0 && !s.All
+	})
+	set(procNSWatches, "1000")
+	b.eventually("it can", func(s State) bool { return s.Watching && s.Dirs == 101 && !s.All })
+	b.write("d45/below/f", "1")
+	b.settle()
+	b.mirror.check(t)
+
 	// A directory that is new when there is no watch left.
 	set(procNSWatches, "101")
 	b.mkdir("new/below")
@@ -443,23 +530,13 @@ func TestLimits(t *testing.T) {
 
 	// No instance at all.
 	set(procNSInstances, "0")
-	w, err := Open(dir, quick)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- w.Run(ctx) }()
-	c := &bench{t: t, w: w, dir: dir, mirror: newMirror(dir)}
+	c := startUnwatched(t, dir, quick)
 	c.eventually("the state says so", func(s State) bool {
 		return !s.Watching && s.Reason == "all inotify instances of this user are taken" && s.Remedy == "sysctl user.max_inotify_instances=1024"
 	})
 	set(procNSInstances, "10")
 	c.until("all, when there is an instance", isAll)
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	c.mirror.check(t)
 }
 
 // helper runs a test of this binary in a process of its own.
