@@ -406,13 +406,17 @@ func TestMapping(t *testing.T) {
 func TestNotDurable(t *testing.T) {
 	b := start(t, t.TempDir(), quick)
 	b.write("a", "1")
-	<-b.w.Due()
-	batch, ok := b.w.Take()
-	if !ok || !slices.Equal(batch.Paths, []string{"", "a"}) {
-		t.Fatalf("%t %+v", ok, batch)
+	var batch *Batch
+	for batch == nil {
+		<-b.w.Due()
+		if got, ok := b.w.Take(); ok && slices.Contains(got.Paths, "a") {
+			batch = got
+		} else if ok { // the root alone: the file was written to later than made
+			got.Done(true)
+		}
 	}
 	b.write("b", "1")
-	if st := b.w.State(); st.Waiting < 2 || st.Oldest.IsZero() {
+	if st := b.w.State(); st.Waiting < 1 || st.Oldest.IsZero() {
 		t.Errorf("state %+v", st)
 	}
 	batch.Done(false)
