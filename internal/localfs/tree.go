@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -426,6 +427,10 @@ type Entry struct {
 
 const direntBuffer = 32 << 10
 
+// direntBuffers are those of directories that were read to their end: a walk reads
+// hundreds of thousands.
+var direntBuffers = sync.Pool{New: func() any { b := make([]byte, direntBuffer); return &b }}
+
 // ReadDir returns at most max of the entries not yet returned, in the order of the
 // file system, and io.EOF when there are none left. Memory is bounded by max,
 // however large the directory is.
@@ -437,13 +442,15 @@ func (d *Dir) ReadDir(max int) ([]Entry, error) {
 				break
 			}
 			if d.buf == nil {
-				d.buf = make([]byte, direntBuffer)
+				d.buf = *direntBuffers.Get().(*[]byte)
 			}
 			n, err := retry(func() (int, error) { return unix.Getdents(d.h.fd, d.buf) })
 			if err != nil {
 				return es, fmt.Errorf("read directory: %w", err)
 			}
 			if n == 0 {
+				buf := d.buf
+				direntBuffers.Put(&buf)
 				d.eof, d.buf = true, nil
 				break
 			}

@@ -40,10 +40,12 @@
 //   - what is written by way of a shared mapping (mmap), until the mapping and all
 //     descriptors that the file was opened with for writing are closed: only then the
 //     kernel tells (IN_CLOSE_WRITE). The time of modification changes earlier, when a
-//     page is written to first;
-//   - changes of a file under another of its hard links, if that is outside the root or
-//     in a directory that is not watched; of its names inside only the one that was used
-//     is told;
+//     page is written to first, and again only after the page was written back: what
+//     is told by a close may have times and size that are known already;
+//   - changes of a file under one of its other names (hard links). The name that was
+//     used is told, if it is watched; the others are the caller's business. A name that
+//     was made, written to and removed before the batch leads to none of them;
+//   - flags, as of chattr(1);
 //   - changes of other machines on a network file system, of a FUSE server, and in the
 //     layers of an overlay ([State].Blind), and what is written to the block device;
 //   - the times of a directory in which only excluded names come and go: these are told

@@ -57,8 +57,12 @@ func identify(path string) (identity, error) {
 // still be on its way. Too short a time costs watching it anew.
 const adriftFor = 200 * time.Millisecond
 
-// maxNamed is how many directories that are not watched are remembered by name.
-const maxNamed = 1000
+// How many directories that are not watched are remembered by name, to try them again,
+// and how many of them State names.
+const (
+	maxNamed   = 1000
+	stateNamed = 10
+)
 
 // A session is the time for which one root is watched.
 type session struct {
@@ -87,7 +91,7 @@ func (w *Watcher) session(ctx context.Context, reason string) (string, error) {
 	if err != nil {
 		err := &endError{"the directory cannot be looked at: " + err.Error()}
 		w.setState(State{Reason: err.reason})
-		return "the directory is there again", err
+		return "the directory is there now", err
 	}
 	in, err := openInstance(w.maxQueue)
 	if err != nil {
@@ -489,7 +493,10 @@ func (s *session) retry(ctx context.Context) {
 		n := s.dirs.find(parent)
 		switch {
 		case path == "":
-			s.again = "the directory could not be watched before"
+			s.walk(ctx, step{})
+			if s.dirs.len() > 0 && s.end == nil {
+				s.w.m.markAll(time.Now(), "the directory could not be watched before")
+			}
 		case n == 0: // what it is in is gone, or is not watched itself
 			s.forgive(path)
 		default:
@@ -532,7 +539,7 @@ func (s *session) publish() {
 	}
 	st := State{Watching: s.dirs.len() > 0, Dirs: s.dirs.len(), Unwatched: s.outs(), Blind: s.blind}
 	for path, err := range s.out {
-		if len(st.Named) == 10 {
+		if len(st.Named) == stateNamed {
 			break
 		}
 		st.Named = append(st.Named, Unwatched{path, err.Error()})

@@ -176,6 +176,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	defer w.m.close()
 	reason := "watching has begun"
 	wait := w.o.Poll
+	logged := ""
 	for {
 		why, err := w.session(ctx, reason)
 		if ctx.Err() != nil {
@@ -183,14 +184,16 @@ func (w *Watcher) Run(ctx context.Context) error {
 			return nil
 		}
 		var end *endError
-		switch {
-		case errors.As(err, &end): // the root: it was watched until now, or is not there
+		if errors.As(err, &end) { // the root: it was watched until now, or is not there
 			wait = w.o.Poll
-		default:
+		} else {
 			wait = min(2*wait, maxBackoff)
 		}
 		reason = why
-		w.o.Log.WarnContext(ctx, "not watched", "path", w.path, "error", err, "again in", wait)
+		if logged != err.Error() { // a disk may be away for days
+			logged = err.Error()
+			w.o.Log.WarnContext(ctx, "not watched", "path", w.path, "error", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):

@@ -293,7 +293,9 @@ func TestExcluded(t *testing.T) {
 }
 
 // TestRandom: random operations while the watcher runs and batches are dealt with. At the
-// end he who looked at nothing else knows the tree.
+// end he who looked at nothing else knows the tree. Where files have several names, one
+// that was made, written to and removed before a batch tells nothing of the others: then
+// the content of files is not compared, but what there is.
 func TestRandom(t *testing.T) {
 	seeds := 6
 	if testing.Short() {
@@ -304,17 +306,17 @@ func TestRandom(t *testing.T) {
 			fs := loopfs.New(t, kind, loopfs.Options{})
 			for range seeds {
 				seed := rand.Uint64()
-				t.Run(fmt.Sprint(seed), func(t *testing.T) { random(t, fs.Dir, seed) })
+				t.Run(fmt.Sprint(seed), func(t *testing.T) { random(t, fs.Dir, seed, false) })
+				t.Run(fmt.Sprint("links/", seed), func(t *testing.T) { random(t, fs.Dir, seed, true) })
 			}
 		})
 	}
-	// Those that were found.
 	for _, seed := range []uint64{1, 2, 3} {
-		t.Run(fmt.Sprint("found/", seed), func(t *testing.T) { random(t, t.TempDir(), seed) })
+		t.Run(fmt.Sprint("always/", seed), func(t *testing.T) { random(t, t.TempDir(), seed, false) })
 	}
 }
 
-func random(t *testing.T, base string, seed uint64) {
+func random(t *testing.T, base string, seed uint64, links bool) {
 	dir, err := os.MkdirTemp(base, "tree")
 	if err != nil {
 		t.Fatal(err)
@@ -323,7 +325,7 @@ func random(t *testing.T, base string, seed uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := treegen.New(dir, treegen.Options{Seed: seed, Outside: out, Entries: 300})
+	g, err := treegen.New(dir, treegen.Options{Seed: seed, Outside: out, Entries: 300, NoLinks: !links})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,6 +333,7 @@ func random(t *testing.T, base string, seed uint64) {
 		t.Fatal(err)
 	}
 	b := start(t, dir, Options{Settle: 2 * time.Millisecond, MaxDelay: 10 * time.Millisecond})
+	b.mirror.namesOnly = links
 	for range 3 {
 		stepped := make(chan error, 1)
 		go func() { stepped <- g.Step(400) }()

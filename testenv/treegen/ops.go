@@ -560,6 +560,9 @@ func (g *Gen) specialAt(dir *node, name string, n *node) error {
 }
 
 func (g *Gen) link() (bool, error) {
+	if g.o.NoLinks {
+		return false, nil
+	}
 	e := g.pick(isNotDir)
 	if e == nil || len(e.n.names) > 8 {
 		return false, nil

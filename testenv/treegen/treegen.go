@@ -45,6 +45,7 @@ type Options struct {
 	// Outside is a directory on the same file system, outside the tree, that things
 	// are moved to and come back from; "" for none.
 	Outside string
+	NoLinks bool // no file gets a second name
 	// Log, if not nil, gets each line of the log before its operation is done.
 	Log io.Writer
 }
