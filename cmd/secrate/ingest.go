@@ -90,7 +90,7 @@ func (a *app) ingest(ctx context.Context, name string, wait time.Duration) error
 		return err
 	}
 	defer lock.Unlock()
-	w := a.watch(s.stateDir, command)
+	w := a.follow(s.stateDir, command)
 	defer w.close()
 	out := a.results()
 	a.onInterrupt = resumeUpload
@@ -99,9 +99,9 @@ func (a *app) ingest(ctx context.Context, name string, wait time.Duration) error
 		return err
 	}
 	defer wr.close()
-	in := &ingest{a: a, s: s, wr: wr, src: src, out: out, watch: w.source(name)}
+	in := &ingest{a: a, s: s, wr: wr, src: src, out: out, follow: w.source(name)}
 	n, err := in.all(ctx)
-	in.watch.done(err)
+	in.follow.done(err)
 	if err == nil {
 		if len(in.passed) > 0 {
 			a.fail(ctx, hinted(fmt.Errorf("%s: the stream has other datasets, too, which were passed over: %s", name, progress.Printable(strings.Join(in.passed, ", "))),
@@ -136,7 +136,7 @@ type ingest struct {
 	wr     *writing
 	src    *config.Source
 	out    io.Writer
-	watch  *sourceWatch
+	follow *sourceFollower
 	unread bool     // something is not known for want of it in the stream
 	passed []string // other datasets in a ZFS stream
 }
@@ -144,11 +144,11 @@ type ingest struct {
 // all ingests every unit of standard input. It returns how many of them are in the
 // history, and why it stopped.
 func (in *ingest) all(ctx context.Context) (n int, err error) {
-	j, err := backup.New(backup.Options{Writer: in.wr.writer, Source: in.src.Name, Exclude: in.src.Exclude, Host: hostname(), Observer: in.watch, Log: in.a.log})
+	j, err := backup.New(backup.Options{Writer: in.wr.writer, Source: in.src.Name, Exclude: in.src.Exclude, Host: hostname(), Observer: in.follow, Log: in.a.log})
 	if err != nil {
 		return 0, err
 	}
-	for unit, err := range in.units(&interruptible{ctx, in.a.stdin, in.watch}) {
+	for unit, err := range in.units(&interruptible{ctx, in.a.stdin, in.follow}) {
 		if err != nil {
 			return n, in.explain(err)
 		}
@@ -189,9 +189,9 @@ func (in *ingest) unit(ctx context.Context, j *backup.Job, unit backup.Unit) err
 
 // interruptible reads standard input until ctx ends, and shows how much came.
 type interruptible struct {
-	ctx   context.Context
-	r     io.Reader
-	watch *sourceWatch
+	ctx    context.Context
+	r      io.Reader
+	follow *sourceFollower
 }
 
 // Read implements io.Reader. A read of a pipe cannot be broken off: when ctx ends it is
@@ -208,7 +208,7 @@ func (r *interruptible) Read(p []byte) (int, error) {
 	}()
 	select {
 	case got := <-done:
-		r.watch.Seen(0, int64(got.n))
+		r.follow.Seen(0, int64(got.n))
 		return got.n, got.err
 	case <-r.ctx.Done():
 		return 0, context.Cause(r.ctx)

@@ -9,7 +9,7 @@
 //	history.go   what readers ask: the catalog of this machine, or manifests alone
 //	volume.go    Btrfs and ZFS as internal/backup knows them: what a source has of volumes
 //	streams.go   units of their streams
-//	watch.go     how a run comes along, for the person and for secrate status
+//	follow.go    how a run comes along, for the person and for secrate status
 //	output.go    the one way in which snapshots and names are written
 //
 // Results go to stdout, all else to stderr.
@@ -155,7 +155,7 @@ func newRoot(a *app) *cobra.Command {
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "the same as --log-level info")
 	root.AddCommand(newInit(a), newSource(a), newSnap(a), newUpload(a), newIngest(a),
 		newSnapshots(a), newLs(a), newCat(a), newLog(a), newDiff(a), newFind(a), newRestore(a), newVerify(a),
-		newStatus(a), newStats(a),
+		newDaemon(a), newStatus(a), newStats(a),
 		newCatalog(a), newVersion(a), newMan())
 	return root
 }

@@ -162,7 +162,7 @@ type writing struct {
 	writer  *s3history.Writer
 }
 
-func (a *app) openWriting(ctx context.Context, s *site, watch *watch) (_ *writing, err error) {
+func (a *app) openWriting(ctx context.Context, s *site, follow *follower) (_ *writing, err error) {
 	w := &writing{}
 	defer func() {
 		if err != nil {
@@ -172,11 +172,11 @@ func (a *app) openWriting(ctx context.Context, s *site, watch *watch) (_ *writin
 	if w.catalog, err = s.openCatalog(catalog.Options{}); err != nil {
 		return nil, err
 	}
-	st, err := a.openSiteStore(ctx, s, watch.observer())
+	st, err := a.openSiteStore(ctx, s, follow.observer())
 	if err != nil {
 		return nil, err
 	}
-	w.store = watch.wrap(st)
+	w.store = follow.wrap(st)
 	if err := s.checkRepository(ctx, w.store); err != nil {
 		return nil, err
 	}

@@ -103,19 +103,24 @@ Exit statuses:
 
 type runOptions struct {
 	take, upload bool
-	replaced     bool // an ordinary directory may be another than before
+	replaced     bool            // an ordinary directory may be another than before
+	only         *backup.Changes // what has changed in it, where that is known
+	room         bool            // none is taken if too little space is free while others wait
+	brief        bool            // that nothing has changed is not worth a line
 	wait         time.Duration
 }
 
 // A sourceRun is one member in a run of snap or upload.
 type sourceRun struct {
 	member
-	watch   *sourceWatch
+	follow  *sourceFollower
 	taken   *backup.Snapshot
 	untaken error // why no snapshot could be taken; what is pending can be uploaded all the same
 	told    bool  // what untaken says has been said of another of the family
 	did     bool  // something of it was done
 	worse   bool  // some of it was not
+	res     backup.Result
+	head    s3history.Snapshot // the newest in the history, as far as it is known
 }
 
 // runSources takes snapshots and uploads them, as o says. The snapshots are taken
@@ -135,23 +140,11 @@ func (a *app) runSources(ctx context.Context, command string, names []string, o 
 		return err
 	}
 	defer lock.Unlock()
-	w := a.watch(s.stateDir, command)
+	w := a.follow(s.stateDir, command)
 	defer w.close()
 	var runs []*sourceRun
 	for _, sel := range sources {
-		var family []*sourceRun
-		for _, m := range a.members(ctx, s, sel) {
-			family = append(family, &sourceRun{member: m, watch: w.source(m.name)})
-		}
-		if o.take && family[0].err == nil && sel.Mode != config.Files {
-			takeAll(ctx, family)
-		}
-		if o.take && sel.Recursive { // of others it would take long to look
-			for v, all := range a.strays(ctx, s, sel.Source) {
-				a.warn("%s: %s is not kept with it any more, and %s of it stay: %s", sel.Name, v.Name, count(len(all), "local snapshot"), v.Undo(all[0]))
-			}
-		}
-		runs = append(runs, family...)
+		runs = append(runs, a.prepare(ctx, s, w, sel, o)...)
 	}
 	out := a.results()
 	a.onInterrupt = resumeUpload
@@ -161,11 +154,38 @@ func (a *app) runSources(ctx context.Context, command string, names []string, o 
 	return a.endRuns(ctx, s, runs, out)
 }
 
+// prepare opens what is selected, and takes its snapshots if it is to have any.
+func (a *app) prepare(ctx context.Context, s *site, w *follower, sel selection, o runOptions) []*sourceRun {
+	var family []*sourceRun
+	for _, m := range a.members(ctx, s, sel) {
+		family = append(family, &sourceRun{member: m, follow: w.source(m.name)})
+	}
+	if o.take && family[0].err == nil && sel.Mode != config.Files {
+		if o.room {
+			for _, r := range family {
+				if family[0].untaken = a.room(ctx, s, &r.member); family[0].untaken != nil {
+					return family
+				}
+			}
+		}
+		a.hooked(ctx, s, sel.Source, func() error {
+			takeAll(ctx, family)
+			return family[0].untaken
+		}, func(err error) { family[0].untaken = err })
+	}
+	if o.take && sel.Recursive { // of others it would take long to look
+		for v, all := range a.strays(ctx, s, sel.Source) {
+			a.warn("%s: %s is not kept with it any more, and %s of it stay: %s", sel.Name, v.Name, count(len(all), "local snapshot"), v.Undo(all[0]))
+		}
+	}
+	return family
+}
+
 // takeAll takes the snapshots of a family, those of datasets all at once.
 func takeAll(ctx context.Context, family []*sourceRun) {
 	first := family[0]
 	// The part of a Job that takes a snapshot needs no Writer.
-	j, err := backup.New(backup.Options{Source: first.name, Exclude: first.src.Exclude, Observer: first.watch})
+	j, err := backup.New(backup.Options{Source: first.name, Exclude: first.src.Exclude, Observer: first.follow})
 	if err != nil {
 		first.untaken = err
 		return
@@ -182,7 +202,7 @@ func takeAll(ctx context.Context, family []*sourceRun) {
 		taken = make([]backup.Snapshot, 1)
 		taken[0], err = j.Take(ctx, first.vol)
 	}
-	first.watch.step.Done(err)
+	first.follow.step.Done(err)
 	for i, r := range family {
 		if err != nil {
 			r.untaken, r.told = err, i > 0
@@ -193,7 +213,7 @@ func takeAll(ctx context.Context, family []*sourceRun) {
 }
 
 // uploadRuns uploads what is pending of each of runs.
-func (a *app) uploadRuns(ctx context.Context, s *site, w *watch, runs []*sourceRun, o runOptions, out io.Writer) {
+func (a *app) uploadRuns(ctx context.Context, s *site, w *follower, runs []*sourceRun, o runOptions, out io.Writer) {
 	if !slices.ContainsFunc(runs, func(r *sourceRun) bool { return r.err == nil }) {
 		return
 	}
@@ -215,7 +235,7 @@ func (a *app) uploadRuns(ctx context.Context, s *site, w *watch, runs []*sourceR
 
 // openRecovered opens what is needed to write, and completes what an earlier run had
 // decided to commit.
-func (a *app) openRecovered(ctx context.Context, s *site, w *watch, out io.Writer) (*writing, error) {
+func (a *app) openRecovered(ctx context.Context, s *site, w *follower, out io.Writer) (*writing, error) {
 	wr, err := a.openWriting(ctx, s, w)
 	if err != nil {
 		return nil, err
@@ -238,22 +258,31 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 		return
 	}
 	if before.Seq == 0 || before.Partial {
-		r.watch.expect(r.size)
+		r.follow.expect(r.size)
 	}
 	j, err := backup.New(backup.Options{Writer: wr.writer, Source: r.name, Exclude: r.src.Exclude, Keep: keepRule(r.src),
-		Host: hostname(), Observer: r.watch, Log: a.log})
+		Host: hostname(), Observer: r.follow, Log: a.log})
 	if err != nil {
 		r.err = err
 		return
 	}
 	var res backup.Result
 	if r.src.Mode == config.Files {
-		res, err = j.Scan(ctx, r.src.Path, backup.ScanOptions{Replaced: o.replaced})
-		err = scanHint(err, r.name)
+		scan := func() error {
+			res, err = j.Scan(ctx, r.src.Path, backup.ScanOptions{Replaced: o.replaced, Only: o.only})
+			err = scanHint(err, r.name)
+			return err
+		}
+		if o.only != nil {
+			scan()
+		} else {
+			a.hooked(ctx, s, r.src, scan, func(e error) { err = e })
+		}
 	} else {
 		res, err = j.Upload(ctx, r.vol)
 	}
-	r.watch.done(err)
+	r.follow.done(err)
+	r.res = res
 	if r.src.Mode == config.ZFS {
 		err = zfsHint(err, r.vol.(*zfsvolume.Volume).Name)
 	}
@@ -272,8 +301,11 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 			r.taken = nil
 		}
 	}
+	r.head = head
 	if res.Unchanged { // whatever became of others
-		a.reportUnchanged(out, head)
+		if !o.brief {
+			a.reportUnchanged(out, head)
+		}
 		r.taken, r.did = nil, true
 	}
 	if r.err != nil || r.untaken != nil && len(fresh) == 0 {
@@ -281,7 +313,7 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 	}
 	r.taken, r.did = nil, true
 	switch {
-	case res.Unchanged:
+	case res.Unchanged, o.brief:
 	case len(fresh) == 0 && !a.json:
 		what := "nothing pending"
 		if len(r.src.Adopt) > 0 {
@@ -313,7 +345,7 @@ func (a *app) recordSuccess(s *site, head s3history.Snapshot, uploaded int64) {
 
 // recordFailure keeps for secrate status what failed.
 func (a *app) recordFailure(s *site, source string, failure error) {
-	if err := status.RecordFailure(s.stateDir, source, failure); err != nil {
+	if err := status.RecordFailure(s.stateDir, source, failure, hintFor(failure)); err != nil {
 		a.log.Warn("result not recorded", "source", source, "error", err)
 	}
 }

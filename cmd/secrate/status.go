@@ -1,13 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/config"
@@ -22,9 +28,12 @@ func newStatus(a *app) *cobra.Command {
 		Use:   "status",
 		Short: "Show what is committed, pending, going on and failing",
 		Long: `Show of each source the newest snapshot in the history, how many snapshots wait for
-an upload, what a snap, upload or ingest at work in another process does now, with its
-rate and the time it will still take, and the last error. Of a first snapshot the
-time is a rough guess, from what is used of its file system.
+an upload and since when, what another process does with it now, with its rate and the
+time it will still take, and the last error with what can be done about it. Of a first
+snapshot the time is a rough guess, from what is used of its file system.
+
+If a daemon runs it is asked, too: when each source comes next, what has changed and is
+not stored yet, what is not watched, what fails and when it is tried again.
 
 Read are the configuration, the state directory and the list of local snapshots; the
 destination is not asked. Nothing is changed. Another command is not held up.
@@ -34,12 +43,52 @@ Exit statuses:
     0  done, whatever there is to be shown
     3  the configuration or the state cannot be read`,
 		Example: `  secrate status
+  secrate status --watch
   secrate status --json`,
 		Args: arguments(0, 0, ""),
 	}
-	cmd.Flags().BoolVar(&a.json, "json", false, "write one object a line: the command at work, if there is one, then each source")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context()) }
+	cmd.Flags().BoolVar(&a.json, "json", false, "write one object a line: the daemon and the command at work, if there are any, then each source")
+	again := cmd.Flags().BoolP("watch", "w", false, "show it again and again until interrupted; with --json an empty line follows each time")
+	every := cmd.Flags().Duration("interval", 2*time.Second, "with --watch, how often: `TIME`")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *every < minInterval {
+			return &usageError{fmt.Sprintf("--interval %v is too short", *every), fmt.Sprintf("%v is the least", minInterval)}
+		}
+		if !*again {
+			return a.status(cmd.Context(), a.stdout)
+		}
+		return a.watchStatus(cmd.Context(), *every)
+	}
 	return cmd
+}
+
+// minInterval is how often the status can be shown: local snapshots are listed each time.
+const minInterval = 100 * time.Millisecond
+
+// watchStatus shows the status until ctx ends.
+func (a *app) watchStatus(ctx context.Context, every time.Duration) error {
+	file, _ := a.stdout.(*os.File)
+	screen := !a.json && file != nil && term.IsTerminal(int(file.Fd()))
+	for {
+		var text bytes.Buffer // at once, so that it does not flicker
+		if err := a.status(ctx, &text); err != nil && ctx.Err() == nil {
+			return err
+		}
+		if ctx.Err() != nil { // that is how it ends
+			return nil
+		}
+		shown := text.String()
+		switch {
+		case screen: // home, each line to its end, and what is below
+			shown = "\x1b[H" + strings.ReplaceAll(shown, "\n", "\x1b[K\n") + "\x1b[J"
+		default:
+			shown += "\n"
+		}
+		if _, err := io.WriteString(a.stdout, shown); err != nil {
+			return err
+		}
+		sleep(ctx, every)
+	}
 }
 
 // A sourceStatus is what is known of one source.
@@ -48,9 +97,12 @@ type sourceStatus struct {
 	Mode         config.Mode     `json:"mode"`
 	Last         *snapshotObject `json:"last"`
 	Pending      *int            `json:"pending"` // null when it cannot be told
+	Oldest       string          `json:"oldest_pending,omitempty"`
 	PendingError string          `json:"pending_error,omitempty"`
 	Activity     *activity       `json:"activity"`
 	Error        *lastError      `json:"error"`
+	Hooks        []hookObject    `json:"hooks,omitempty"`
+	Daemon       *daemonSource   `json:"daemon,omitempty"`
 
 	last time.Time
 }
@@ -69,13 +121,25 @@ type activity struct {
 type lastError struct {
 	Time  string `json:"time"`
 	Error string `json:"error"`
+	Hint  string `json:"hint,omitempty"`
 	// Current is false when the source has succeeded since.
 	Current bool `json:"current"`
 
 	at time.Time
 }
 
-func (a *app) status(ctx context.Context) error {
+// A hookObject is what came of a command before or after the last snapshot.
+type hookObject struct {
+	Hook    string  `json:"hook"`
+	Time    string  `json:"time"`
+	Seconds float64 `json:"seconds"`
+	Error   string  `json:"error,omitempty"`
+	Output  string  `json:"output,omitempty"`
+
+	at time.Time
+}
+
+func (a *app) status(ctx context.Context, out io.Writer) error {
 	s, err := a.site()
 	if err != nil {
 		return err
@@ -95,7 +159,14 @@ func (a *app) status(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	if err := a.showRunning(running); err != nil {
+	d, err := askDaemon(ctx, s.stateDir)
+	if err != nil {
+		a.warn("%v", err)
+	}
+	if err := a.showDaemon(out, d); err != nil {
+		return err
+	}
+	if err := a.showRunning(out, running); err != nil {
 		return err
 	}
 	for i := range s.conf.Sources {
@@ -110,10 +181,11 @@ func (a *app) status(ctx context.Context) error {
 				return err
 			}
 			st.addRun(running, results[st.Source])
+			st.Daemon = d.source(st.Source)
 			if a.json {
-				err = writeJSON(a.stdout, st)
+				err = writeJSON(out, st)
 			} else {
-				err = st.write(a.stdout)
+				err = st.write(out)
 			}
 			if err != nil {
 				return err
@@ -123,13 +195,29 @@ func (a *app) status(ctx context.Context) error {
 	return nil
 }
 
+// showDaemon shows what a daemon says of itself.
+func (a *app) showDaemon(out io.Writer, d *daemonObject) error {
+	if d == nil {
+		return nil
+	}
+	if a.json {
+		o := *d
+		o.Sources = nil // they follow
+		return writeJSON(out, struct {
+			Daemon *daemonObject `json:"daemon"`
+		}{&o})
+	}
+	_, err := fmt.Fprintln(out, strings.Join(d.lines(), "\n"))
+	return err
+}
+
 // showRunning shows the command that is at work, or that was killed.
-func (a *app) showRunning(r *status.Status) error {
+func (a *app) showRunning(out io.Writer, r *status.Status) error {
 	if r == nil {
 		return nil
 	}
 	if a.json {
-		return writeJSON(a.stdout, struct {
+		return writeJSON(out, struct {
 			Command string `json:"command"`
 			PID     int    `json:"pid"`
 			Started string `json:"started"`
@@ -140,7 +228,7 @@ func (a *app) showRunning(r *status.Status) error {
 	if !r.Alive {
 		line = fmt.Sprintf("killed: secrate %s (it was begun at %s); the next run goes on from there", r.Command, localTime(r.Started))
 	}
-	_, err := fmt.Fprintln(a.stdout, line)
+	_, err := fmt.Fprintln(out, line)
 	return err
 }
 
@@ -158,12 +246,12 @@ func (s *site) statusOf(ctx context.Context, db *catalog.DB, m *member) (*source
 	if m.src.Mode == config.Stream {
 		return st, nil
 	}
-	n, err := m.pending(ctx, known)
+	n, oldest, err := m.pending(ctx, known)
 	if err != nil {
 		st.PendingError = err.Error()
 		return st, nil
 	}
-	st.Pending = &n
+	st.Pending, st.Oldest = &n, timeOrNone(oldest)
 	return st, nil
 }
 
@@ -181,24 +269,42 @@ func (s *site) known(db *catalog.DB, name string) (*s3history.Known, error) {
 	return &s3history.Known{}, nil
 }
 
-// pending counts the local snapshots of a member that are not in its history.
-func (m *member) pending(ctx context.Context, known *s3history.Known) (int, error) {
+// pending counts the local snapshots of a member that are not in its history, and returns when
+// the oldest was taken.
+func (m *member) pending(ctx context.Context, known *s3history.Known) (n int, oldest time.Time, err error) {
 	if m.err != nil || m.vol == nil {
-		return 0, m.err
+		return 0, oldest, m.err
 	}
 	all, err := m.vol.List(ctx)
 	if err != nil {
-		return 0, err
+		return 0, oldest, err
 	}
-	n := 0
 	for _, snap := range all {
 		if _, ok, err := known.ByGUID(snap.GUID); err != nil {
-			return 0, err
-		} else if !ok {
-			n++
+			return 0, oldest, err
+		} else if ok {
+			continue
+		}
+		if n++; n == 1 {
+			oldest = snap.Time
 		}
 	}
-	return n, nil
+	return n, oldest, nil
+}
+
+// pendingOf is pending for who has no catalog open.
+func (a *app) pendingOf(ctx context.Context, s *site, m *member) (int, error) {
+	db, err := s.openCatalog(catalog.Options{ReadOnly: true})
+	if err != nil {
+		return 0, err
+	}
+	defer db.Close()
+	known, err := s.known(db, m.name)
+	if err != nil {
+		return 0, err
+	}
+	n, _, err := m.pending(ctx, known)
+	return n, err
 }
 
 // addRun adds what is going on, and what came of the last runs.
@@ -217,7 +323,11 @@ func (st *sourceStatus) addRun(r *status.Status, res status.Result) {
 		}
 	}
 	if f := res.Failure; f != nil {
-		st.Error = &lastError{Time: when.FormatTime(f.Time), Error: f.Error, Current: res.Failing(), at: f.Time}
+		st.Error = &lastError{Time: when.FormatTime(f.Time), Error: f.Error, Hint: f.Hint, Current: res.Failing(), at: f.Time}
+	}
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(res.Hooks))) { // before, after
+		h := res.Hooks[name]
+		st.Hooks = append(st.Hooks, hookObject{Hook: name, Time: when.FormatTime(h.Time), Seconds: h.Took.Seconds(), Error: h.Error, Output: h.Output, at: h.Time})
 	}
 }
 
@@ -237,16 +347,30 @@ func (st *sourceStatus) write(w io.Writer) error {
 		line += ", pending not known: " + st.PendingError
 	case st.Pending != nil && *st.Pending > 0:
 		line += fmt.Sprintf(", %d pending", *st.Pending)
+		if st.Oldest != "" && st.Daemon == nil {
+			line += ", the oldest of " + localTime(parsed(st.Oldest))
+		}
 	}
 	if act := st.Activity; act != nil {
 		line += "\n    now: " + act.String()
 	}
-	if e := st.Error; e != nil {
+	for _, l := range st.Daemon.lines() {
+		line += "\n" + l
+	}
+	for _, h := range st.Hooks {
+		if h.Error != "" {
+			line += fmt.Sprintf("\n    the command %s the snapshot failed, %s: %s", h.Hook, localTime(h.at), progress.Printable(h.Error))
+		}
+	}
+	if e := st.Error; e != nil && !(e.Current && st.Daemon.fails()) { // which has said it
 		when := "last error"
 		if !e.Current {
 			when = "error before the last success"
 		}
 		line += fmt.Sprintf("\n    %s, %s: %s", when, localTime(e.at), e.Error)
+		if e.Current && e.Hint != "" {
+			line += "\n        hint: " + e.Hint
+		}
 	}
 	_, err := fmt.Fprintln(w, line)
 	return err

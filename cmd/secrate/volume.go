@@ -161,6 +161,22 @@ func usedOf(path string) int64 {
 	return int64(st.Blocks-st.Bfree) * st.Bsize
 }
 
+// space returns the bytes that are free where a member's local snapshots are, and those there
+// are in all; 0 where there are none.
+func (m *member) space(ctx context.Context) (free, total int64, err error) {
+	switch m.src.Mode {
+	case config.ZFS:
+		return zfs.Space(ctx, zfs.Pool(m.src.Dataset))
+	case config.Btrfs:
+		var st unix.Statfs_t
+		if err := unix.Statfs(m.src.Path, &st); err != nil {
+			return 0, 0, err
+		}
+		return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
+	}
+	return 0, 0, nil
+}
+
 // zfsHint adds to an error about a dataset what can be done.
 func zfsHint(err error, dataset string) error {
 	var hint string

@@ -135,10 +135,11 @@ func (silent) Warn(string, string)  {}
 // A Result is what became of one source.
 type Result struct {
 	Committed []s3history.Snapshot
-	Unchanged bool     // the last snapshot had nothing new
-	Failed    []string // files that could not be read, with the reason
-	Failures  int      // how many; Failed names the first
-	Pending   int      // snapshots that wait for an upload
+	Unchanged bool      // the last snapshot had nothing new
+	Failed    []string  // files that could not be read, with the reason
+	Failures  int       // how many; Failed names the first
+	Pending   int       // snapshots that wait for an upload
+	Oldest    time.Time // of these, if there are any
 }
 
 // maxFailed bounds the names in a Result.
@@ -148,6 +149,14 @@ func (r *Result) fail(path string, err error) {
 	r.Failures++
 	if len(r.Failed) < maxFailed {
 		r.Failed = append(r.Failed, fmt.Sprintf("%s: %v", path, err))
+	}
+}
+
+// waiting notes what is pending.
+func (r *Result) waiting(l *local) {
+	pending := l.pending()
+	if r.Pending = len(pending); r.Pending > 0 {
+		r.Oldest = pending[0].Time
 	}
 }
 
@@ -184,7 +193,7 @@ func (j *Job) Upload(ctx context.Context, v Volume) (Result, error) {
 	if err != nil {
 		return res, err
 	}
-	res.Pending = len(l.pending())
+	res.waiting(l)
 	// What cannot be taken away is no reason to go without a snapshot.
 	left := j.settle(ctx, v, l)
 	var skipped []error
@@ -213,7 +222,6 @@ func (j *Job) Upload(ctx context.Context, v Volume) (Result, error) {
 		if err != nil {
 			return res, errors.Join(append(skipped, fmt.Errorf("snapshot %s: %w", s.Name, err), left)...)
 		}
-		res.Pending--
 		res.Unchanged = !committed
 		if _, reads := v.(Differ); reads && !committed {
 			// The base has the same in it and stays.
@@ -224,6 +232,7 @@ func (j *Job) Upload(ctx context.Context, v Volume) (Result, error) {
 		if l, err = j.local(ctx, v, source); err != nil {
 			return res, err
 		}
+		res.waiting(l)
 		left = j.settle(ctx, v, l)
 	}
 	return res, errors.Join(append(skipped, left)...)

@@ -54,7 +54,16 @@ const lockPoll = 200 * time.Millisecond
 // wait at most; then the error is a [*LockedError] that says who has it. ctx ends
 // the waiting earlier, with its own error.
 func Lock(ctx context.Context, stateDir, command string, wait time.Duration) (*StateLock, error) {
-	path := filepath.Join(stateDir, "lock")
+	return lock(ctx, filepath.Join(stateDir, "lock"), command, wait)
+}
+
+// LockDaemon is Lock for the one daemon of a state directory, which has the state itself only
+// while it works. It does not wait.
+func LockDaemon(ctx context.Context, stateDir string) (*StateLock, error) {
+	return lock(ctx, filepath.Join(stateDir, "daemon.lock"), "daemon", 0)
+}
+
+func lock(ctx context.Context, path, command string, wait time.Duration) (*StateLock, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err

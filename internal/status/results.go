@@ -14,8 +14,9 @@ import (
 
 // A Result is what came of a source the last times.
 type Result struct {
-	Success *Success `json:"success,omitempty"` // nil: never yet
-	Failure *Failure `json:"failure,omitempty"`
+	Success *Success        `json:"success,omitempty"` // nil: never yet
+	Failure *Failure        `json:"failure,omitempty"`
+	Hooks   map[string]Hook `json:"hooks,omitempty"` // the last ones, by "before" and "after"
 }
 
 // A Success is a run that did all it should.
@@ -30,6 +31,15 @@ type Success struct {
 type Failure struct {
 	Time  time.Time `json:"time"`
 	Error string    `json:"error"`
+	Hint  string    `json:"hint,omitempty"` // what can be done
+}
+
+// A Hook is what came of a command that is run before or after a snapshot.
+type Hook struct {
+	Time   time.Time     `json:"time"` // when it was begun
+	Took   time.Duration `json:"took"`
+	Error  string        `json:"error,omitempty"`
+	Output string        `json:"output,omitempty"` // the end of it
 }
 
 // Failing reports whether the last run failed.
@@ -74,11 +84,24 @@ func RecordSuccess(dir, source string, s Success) error {
 
 // RecordFailure records that a run of the source failed now; the success before
 // it stays on record.
-func RecordFailure(dir, source string, err error) error {
-	f := &Failure{Time: time.Now().Round(0), Error: err.Error()}
+func RecordFailure(dir, source string, err error, hint string) error {
+	f := &Failure{Time: time.Now().Round(0), Error: err.Error(), Hint: hint}
 	return update(dir, func(m map[string]Result) {
 		r := m[source]
 		r.Failure = f
+		m[source] = r
+	})
+}
+
+// RecordHook records what came of a source's command "before" or "after" a snapshot.
+func RecordHook(dir, source, when string, h Hook) error {
+	return update(dir, func(m map[string]Result) {
+		r := m[source]
+		r.Hooks = maps.Clone(r.Hooks)
+		if r.Hooks == nil {
+			r.Hooks = map[string]Hook{}
+		}
+		r.Hooks[when] = h
 		m[source] = r
 	})
 }

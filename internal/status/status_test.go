@@ -129,7 +129,7 @@ func TestMode(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	if err := RecordFailure(dir, "home", errors.New("lost")); err != nil {
+	if err := RecordFailure(dir, "home", errors.New("lost"), ""); err != nil {
 		t.Fatal(err)
 	}
 	entries, err := os.ReadDir(dir)
@@ -220,10 +220,10 @@ func TestResults(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour)
-		if err := RecordFailure(dir, "home", errors.New("lost")); err != nil {
+		if err := RecordFailure(dir, "home", errors.New("lost"), ""); err != nil {
 			t.Fatal(err)
 		}
-		if err := RecordFailure(dir, "nas", errors.New("gone")); err != nil {
+		if err := RecordFailure(dir, "nas", errors.New("gone"), ""); err != nil {
 			t.Fatal(err)
 		}
 		home := Result{Success: &Success{Time: start, Seq: 3, Snapshot: "s3", Uploaded: 17}, Failure: &Failure{Time: start.Add(time.Hour), Error: "lost"}}
@@ -253,7 +253,7 @@ func TestResults(t *testing.T) {
 	if _, err := Results(dir); err == nil {
 		t.Error("a broken file: no error")
 	}
-	if err := RecordFailure(dir, "home", errors.New("lost")); err != nil {
+	if err := RecordFailure(dir, "home", errors.New("lost"), ""); err != nil {
 		t.Error(err)
 	}
 	if r, err := Results(dir); err != nil || len(r) != 1 {

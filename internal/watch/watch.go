@@ -148,6 +148,9 @@ type Unwatched struct {
 	Reason string
 }
 
+// Begun is the reason for which everything is due at first.
+const Begun = "watching has begun"
+
 // State returns how it is.
 func (w *Watcher) State() State {
 	w.mu.Lock()
@@ -174,7 +177,7 @@ const maxBackoff = 5 * time.Minute
 // time; State tells. Each time it begins to watch a root, everything is due.
 func (w *Watcher) Run(ctx context.Context) error {
 	defer w.m.close()
-	reason := "watching has begun"
+	reason := Begun
 	wait := w.o.Poll
 	logged := ""
 	for {
@@ -193,6 +196,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 		if logged != err.Error() { // a disk may be away for days
 			logged = err.Error()
 			w.o.Log.WarnContext(ctx, "not watched", "path", w.path, "error", err)
+			if end != nil { // whoever looks finds out what is to be said about it
+				w.m.markAll(time.Now(), why)
+			}
 		}
 		select {
 		case <-ctx.Done():

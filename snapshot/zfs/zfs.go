@@ -443,3 +443,17 @@ func Destroy(ctx context.Context, s Snapshot) error {
 	}
 	return err
 }
+
+// Space returns the bytes that are free in a pool, and those it has in all.
+func Space(ctx context.Context, pool string) (free, total int64, err error) {
+	rows, err := table(ctx, 2, "zpool", "list", "-Hp", "-o", "free,size", pool)
+	if err != nil {
+		return 0, 0, err
+	}
+	if len(rows) != 1 {
+		return 0, 0, fmt.Errorf("zpool list: %d pools called %s", len(rows), pool)
+	}
+	free, err1 := strconv.ParseInt(rows[0][0], 10, 64)
+	total, err2 := strconv.ParseInt(rows[0][1], 10, 64)
+	return free, total, errors.Join(err1, err2)
+}

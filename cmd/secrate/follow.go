@@ -13,26 +13,26 @@ import (
 	"github.com/secrate/secrate/s3history/store"
 )
 
-// A watch shows how a run comes along: to the person by progress, to secrate status
+// A follower shows how a run comes along: to the person by progress, to secrate status
 // by the status file. It hears of reading from backup jobs, by its sourceWatches, and
 // of uploading from the store.
 //
 // While a source is read, that is what is shown, with what is uploaded beside it: the
 // reader waits for the uploads. When all is read, it is what remains to be uploaded.
-type watch struct {
+type follower struct {
 	a      *app
 	status *status.Writer // nil when there is none: nothing depends on it
 
 	mu      sync.Mutex // guards what follows
-	current *sourceWatch
+	current *sourceFollower
 	upload  progress.Progress // nil before the first byte
 	queued  int64             // bytes of Puts that were begun, of the current source
 	sent    int64             // of them
 	told    time.Time         // when status was last told what is uploaded
 }
 
-func (a *app) watch(stateDir, command string) *watch {
-	w := &watch{a: a}
+func (a *app) follow(stateDir, command string) *follower {
+	w := &follower{a: a}
 	var err error
 	if w.status, err = status.Start(stateDir, command); err != nil {
 		a.log.Warn("secrate status will not show this run", "error", err)
@@ -40,7 +40,7 @@ func (a *app) watch(stateDir, command string) *watch {
 	return w
 }
 
-func (w *watch) close() {
+func (w *follower) close() {
 	w.mu.Lock()
 	upload := w.upload
 	w.mu.Unlock()
@@ -55,20 +55,20 @@ func (w *watch) close() {
 }
 
 // observer hears of what is uploaded.
-func (w *watch) observer() store.Observer { return store.Observer{Sent: w.onSent} }
+func (w *follower) observer() store.Observer { return store.Observer{Sent: w.onSent} }
 
 // wrap makes w hear of Puts before they begin.
-func (w *watch) wrap(s store.Store) store.Store { return &watchedStore{s, w} }
+func (w *follower) wrap(s store.Store) store.Store { return &followedStore{s, w} }
 
-// A watchedStore tells a watch how much there is to be uploaded.
-type watchedStore struct {
+// A followedStore tells a follower how much there is to be uploaded.
+type followedStore struct {
 	store.Store
-	w *watch
+	w *follower
 }
 
-func (s *watchedStore) Unwrap() store.Store { return s.Store }
+func (s *followedStore) Unwrap() store.Store { return s.Store }
 
-func (s *watchedStore) Put(ctx context.Context, key string, r io.ReaderAt, size int64) error {
+func (s *followedStore) Put(ctx context.Context, key string, r io.ReaderAt, size int64) error {
 	s.w.onQueued(size)
 	err := s.Store.Put(ctx, key, r, size)
 	if err != nil { // the store has taken back what was sent of it
@@ -77,7 +77,7 @@ func (s *watchedStore) Put(ctx context.Context, key string, r io.ReaderAt, size 
 	return err
 }
 
-func (w *watch) onQueued(n int64) {
+func (w *follower) onQueued(n int64) {
 	w.mu.Lock()
 	w.queued += n
 	s := w.current
@@ -102,7 +102,7 @@ const worthShowing = 1 << 20
 // statusEvery is how often status is told of the object that is uploaded.
 const statusEvery = 500 * time.Millisecond
 
-func (w *watch) onSent(key string, n int64) {
+func (w *follower) onSent(key string, n int64) {
 	w.mu.Lock()
 	if w.upload == nil {
 		w.upload = w.a.display.Step(progress.Bytes)
@@ -133,17 +133,17 @@ func (w *watch) onSent(key string, n int64) {
 }
 
 // source returns the observer of a source's job.
-func (w *watch) source(name string) *sourceWatch {
-	s := &sourceWatch{w: w, name: name, step: w.a.display.Step(progress.Bytes), total: -1, began: time.Now()}
+func (w *follower) source(name string) *sourceFollower {
+	s := &sourceFollower{w: w, name: name, step: w.a.display.Step(progress.Bytes), total: -1, began: time.Now()}
 	if w.status != nil {
 		s.status = w.status.Source(name)
 	}
 	return s
 }
 
-// A sourceWatch shows how one source comes along.
-type sourceWatch struct {
-	w      *watch
+// A sourceFollower shows how one source comes along.
+type sourceFollower struct {
+	w      *follower
 	name   string
 	step   progress.Progress
 	status *status.SourceWriter
@@ -154,10 +154,10 @@ type sourceWatch struct {
 	sentBefore int64 // bytes, when that was; guarded by w.mu
 }
 
-var _ backup.Observer = (*sourceWatch)(nil)
+var _ backup.Observer = (*sourceFollower)(nil)
 
 // Phase implements backup.Observer.
-func (s *sourceWatch) Phase(_, phase string) {
+func (s *sourceFollower) Phase(_, phase string) {
 	total := int64(-1)
 	s.w.mu.Lock()
 	if s.w.current != s {
@@ -182,7 +182,7 @@ func (s *sourceWatch) Phase(_, phase string) {
 }
 
 // Seen implements backup.Observer.
-func (s *sourceWatch) Seen(files, bytes int64) {
+func (s *sourceFollower) Seen(files, bytes int64) {
 	s.step.Add(bytes)
 	if s.status != nil {
 		s.status.Add(bytes)
@@ -191,9 +191,9 @@ func (s *sourceWatch) Seen(files, bytes int64) {
 }
 
 // Warn implements backup.Observer.
-func (s *sourceWatch) Warn(source, message string) { s.w.a.warn("%s: %s", source, message) }
+func (s *sourceFollower) Warn(source, message string) { s.w.a.warn("%s: %s", source, message) }
 
-func (s *sourceWatch) done(err error) {
+func (s *sourceFollower) done(err error) {
 	s.step.Done(err)
 	if s.status != nil {
 		s.status.Done(err)
@@ -201,4 +201,4 @@ func (s *sourceWatch) done(err error) {
 }
 
 // expect says how much a first snapshot has to read, about; -1 says nothing.
-func (s *sourceWatch) expect(total int64) { s.total = total }
+func (s *sourceFollower) expect(total int64) { s.total = total }

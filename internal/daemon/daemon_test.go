@@ -1,0 +1,358 @@
+package daemon_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/secrate/secrate/internal/daemon"
+	"github.com/secrate/secrate/internal/schedule"
+	"github.com/secrate/secrate/internal/watch"
+)
+
+// A recorder is a Worker that does nothing but note when it was asked to, and fail as it is told.
+type recorder struct {
+	t *testing.T
+
+	mu     sync.Mutex
+	calls  []string // "15:04:05 what source"
+	events []daemon.Event
+	fail   func(what string) error
+	takes  time.Duration // how long a Bring takes
+	busy   int           // Brings at once
+}
+
+func (r *recorder) note(what string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls = append(r.calls, time.Now().Format("15:04:05 ")+what)
+	if r.fail != nil {
+		return r.fail(what)
+	}
+	return nil
+}
+
+func (r *recorder) Take(_ context.Context, source string) error { return r.note("take " + source) }
+
+func (r *recorder) Bring(ctx context.Context, source string, only *watch.Changes) (daemon.Outcome, error) {
+	err := r.note("bring " + source)
+	r.mu.Lock()
+	r.busy++
+	if r.busy > 1 {
+		r.t.Error("two sources are brought at once")
+	}
+	r.mu.Unlock()
+	select {
+	case <-time.After(r.takes):
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	r.mu.Lock()
+	r.busy--
+	r.mu.Unlock()
+	return daemon.Outcome{Seq: 1, Snapshots: 1}, err
+}
+
+func (r *recorder) Verify(context.Context) error { return r.note("verify") }
+
+func (r *recorder) Tell(_ context.Context, e daemon.Event) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, e)
+	return nil
+}
+
+// since returns what was called after so many calls.
+func (r *recorder) since(n int) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.calls[n:])
+}
+
+func every(t *testing.T, spec string) schedule.Schedule {
+	t.Helper()
+	s, err := schedule.Parse(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// run runs a daemon for a while; the clock is that of synctest, which begins at midnight UTC.
+func run(t *testing.T, r *recorder, state string, p daemon.Plan, long time.Duration) *daemon.Daemon {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	d := daemon.New(daemon.Options{Worker: r, State: state, Seed: "seed", Log: slog.New(slog.DiscardHandler)})
+	d.Apply(p)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		d.Run(ctx)
+	}()
+	time.Sleep(long)
+	synctest.Wait()
+	cancel()
+	<-done
+	return d
+}
+
+func stateFile(t *testing.T) string { return filepath.Join(t.TempDir(), "schedule.json") }
+
+// TestSchedules: a volume that has never been kept is at once, then at its times; a directory
+// is scanned; snapshots are taken at their time while another source is brought.
+func TestSchedules(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{t: t, takes: 7 * time.Minute}
+		run(t, r, stateFile(t), daemon.Plan{
+			Sources: []daemon.Source{
+				{Name: "vol", Volume: true, Schedule: every(t, "*/15 * * * *")},
+				{Name: "dir", Schedule: every(t, "@hourly"), Newest: time.Now().Add(-time.Minute)},
+				{Name: "never"},
+			},
+			Verify: every(t, "30 0 * * *"), Location: time.UTC,
+		}, 62*time.Minute)
+		got := r.since(0)
+		for _, w := range []string{"00:00:00 take vol", "00:15:00 take vol", "00:30:00 take vol", "00:45:00 take vol", "01:00:00 take vol", "00:30:00 verify", "00:30:00 bring vol"} {
+			if !slices.Contains(got, w) {
+				t.Errorf("%q is missing among\n%s", w, strings.Join(got, "\n"))
+			}
+		}
+		for _, g := range got {
+			if strings.Contains(g, "never") {
+				t.Errorf("%q", g)
+			}
+		}
+	})
+}
+
+// TestMissed: what was missed while no daemon ran is made up for once.
+func TestMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{t: t}
+		state := stateFile(t)
+		p := daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "0 3 * * *"), Newest: time.Now()}}, Location: time.UTC}
+		run(t, r, state, p, 4*time.Hour)
+		if diff := cmp.Diff([]string{"03:00:00 bring dir"}, r.since(0)); diff != "" {
+			t.Errorf("the first day (-want +got):\n%s", diff)
+		}
+		time.Sleep(3*24*time.Hour + 5*time.Hour) // it is 09:00
+		run(t, r, state, p, time.Hour)
+		if diff := cmp.Diff([]string{"09:00:00 bring dir"}, r.since(1)); diff != "" {
+			t.Errorf("days later (-want +got):\n%s", diff)
+		}
+		run(t, r, state, p, 12*time.Hour)
+		if len(r.since(2)) > 0 {
+			t.Errorf("and again: %q", r.since(2))
+		}
+	})
+}
+
+// TestDelay: the random delay is the same after a restart, and no longer than it may be.
+func TestDelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{t: t}
+		state := stateFile(t)
+		p := daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "0 * * * *"), Delay: 50 * time.Minute, Newest: time.Now()}}, Location: time.UTC}
+		for range 24 * 6 {
+			run(t, r, state, p, 10*time.Minute)
+		}
+		restarted := r.since(0)
+		if len(restarted) < 22 || len(restarted) > 24 {
+			t.Errorf("%d runs in a day: %q", len(restarted), restarted)
+		}
+		hours, minutes := map[string]bool{}, map[string]bool{}
+		for _, c := range restarted {
+			if hours[c[:2]] {
+				t.Errorf("twice in one hour: %q", restarted)
+			}
+			hours[c[:2]], minutes[c[3:5]] = true, true
+			if c[3:5] > "50" {
+				t.Errorf("too late: %s", c)
+			}
+		}
+		if len(minutes) < 8 {
+			t.Errorf("not much of a chance: %q", restarted)
+		}
+	})
+}
+
+// TestRetries: what fails is tried again, less and less often, and keeps nothing else waiting;
+// somebody is told once a day, and when it is over.
+func TestRetries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lost := errors.New("the network is gone")
+		r := &recorder{t: t, fail: func(what string) error {
+			if what == "bring vol" && time.Now().Before(time.Date(2000, 1, 2, 12, 0, 0, 0, time.UTC)) {
+				return lost
+			}
+			return nil
+		}}
+		run(t, r, stateFile(t), daemon.Plan{Sources: []daemon.Source{
+			{Name: "vol", Volume: true, Schedule: every(t, "0 */6 * * *")},
+			{Name: "dir", Schedule: every(t, "0 * * * *"), Newest: time.Now()},
+		}, Location: time.UTC}, 40*time.Hour)
+		var tries []string
+		dirs := 0
+		for _, c := range r.since(0) {
+			switch {
+			case strings.HasSuffix(c, "bring vol"):
+				tries = append(tries, c[:8])
+			case strings.HasSuffix(c, "bring dir"):
+				dirs++
+			}
+		}
+		if diff := cmp.Diff([]string{"00:00:00", "00:00:10", "00:00:30", "00:01:10", "00:02:30", "00:05:10", "00:10:30", "00:21:10", "00:36:10", "00:51:10"}, tries[:10]); diff != "" {
+			t.Errorf("tries (-want +got):\n%s", diff)
+		}
+		if dirs != 40 {
+			t.Errorf("the other source was kept %d times", dirs)
+		}
+		var told []string
+		for _, e := range r.events {
+			if e.New {
+				told = append(told, fmt.Sprint(e.Kind, " ", e.Source, " ", e.Err, " ", e.Since.Format("02 15:04"), " ", e.AllWell))
+			}
+		}
+		if diff := cmp.Diff([]string{"failed vol the network is gone 01 00:00 false", "failed vol the network is gone 01 00:00 false", "succeeded vol <nil> 01 00:00 true"}, told); diff != "" {
+			t.Errorf("told (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestLater: what cannot be begun is no failure, and begun soon.
+func TestLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		r := &recorder{t: t, fail: func(string) error {
+			if n++; n <= 3 {
+				return fmt.Errorf("%w: somebody else is at work", daemon.ErrLater)
+			}
+			return nil
+		}}
+		d := run(t, r, stateFile(t), daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "@daily")}}, Location: time.UTC}, 10*time.Minute)
+		if diff := cmp.Diff([]string{"00:00:00 bring dir", "00:00:15 bring dir", "00:00:30 bring dir", "00:00:45 bring dir"}, r.since(0)); diff != "" {
+			t.Errorf("calls (-want +got):\n%s", diff)
+		}
+		if st := d.Status(); st.Sources[0].Total.Failures != 0 || st.Sources[0].Bring.Fails != 0 {
+			t.Errorf("status %+v", st.Sources[0])
+		}
+	})
+}
+
+// TestApply changes the configuration under way: what stays is not disturbed, what goes is left
+// alone, and a source that comes is kept at once.
+func TestApply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{t: t}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		d := daemon.New(daemon.Options{Worker: r, State: stateFile(t), Log: slog.New(slog.DiscardHandler)})
+		hourly := every(t, "0 * * * *")
+		d.Apply(daemon.Plan{Sources: []daemon.Source{{Name: "a", Schedule: hourly}, {Name: "b", Schedule: hourly}}, Location: time.UTC})
+		go d.Run(ctx)
+		time.Sleep(90 * time.Minute)
+		d.Apply(daemon.Plan{Sources: []daemon.Source{{Name: "c", Schedule: hourly}, {Name: "a", Schedule: hourly}}, Location: time.UTC})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		got := r.since(0)
+		slices.Sort(got)
+		want := []string{"00:00:00 bring a", "00:00:00 bring b", "01:00:00 bring a", "01:00:00 bring b", "01:30:00 bring c", "02:00:00 bring a", "02:00:00 bring c"}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("calls (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestStop: what is being done is stopped with the daemon, and is done by the next one.
+func TestStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{t: t, takes: time.Hour}
+		state := stateFile(t)
+		p := daemon.Plan{Sources: []daemon.Source{{Name: "vol", Volume: true, Schedule: every(t, "@daily"), Newest: time.Now()}}, Location: time.UTC}
+		run(t, r, state, p, 5*time.Minute) // what an earlier run may have left
+		run(t, r, state, p, 5*time.Minute)
+		if diff := cmp.Diff([]string{"00:00:00 bring vol", "00:05:00 bring vol"}, r.since(0)); diff != "" {
+			t.Errorf("calls (-want +got):\n%s", diff)
+		}
+		for _, e := range r.events {
+			if e.Kind == daemon.Failed {
+				t.Errorf("to be stopped is no failure: %+v", e)
+			}
+		}
+	})
+}
+
+// TestFullDisk: that times cannot be kept stops nothing, and is said.
+func TestFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{t: t}
+		state := filepath.Join(t.TempDir(), "gone", "schedule.json")
+		d := run(t, r, state, daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "*/10 * * * *")}}, Location: time.UTC}, 35*time.Minute)
+		if got := len(r.since(0)); got != 4 {
+			t.Errorf("%d runs: %q", got, r.since(0))
+		}
+		if !errors.Is(d.Status().Times, os.ErrNotExist) {
+			t.Errorf("status says %v", d.Status().Times)
+		}
+	})
+}
+
+// TestWatched watches a real directory: what changes is brought, and only that; what fails is
+// brought again.
+func TestWatched(t *testing.T) {
+	dir := t.TempDir()
+	r := &watcherRecorder{changes: make(chan *watch.Changes, 16)}
+	r.t = t
+	ctx, cancel := context.WithCancel(t.Context())
+	d := daemon.New(daemon.Options{Worker: r, State: stateFile(t), Log: slog.New(slog.DiscardHandler)})
+	d.Apply(daemon.Plan{Sources: []daemon.Source{{Name: "dir", Newest: time.Now(), Watch: &daemon.Watch{Root: dir,
+		Options: watch.Options{Settle: 100 * time.Millisecond}}}}, Location: time.UTC})
+	done := make(chan struct{})
+	go func() { defer close(done); d.Run(ctx) }()
+	next := func() *watch.Changes {
+		t.Helper()
+		select {
+		case c := <-r.changes:
+			return c
+		case <-time.After(30 * time.Second):
+			t.Fatal("nothing is brought")
+			return nil
+		}
+	}
+	if c := next(); c != nil {
+		t.Errorf("at first only %+v is brought", c)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "x"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c := next(); c == nil || !slices.Contains(c.Paths, "x") {
+		t.Errorf("brought is %+v", c)
+	}
+	cancel()
+	<-done
+	if st := d.Status(); st.Sources[0].Watch != nil {
+		t.Errorf("it is still watched: %+v", st.Sources[0].Watch)
+	}
+}
+
+type watcherRecorder struct {
+	recorder
+	changes chan *watch.Changes
+}
+
+func (r *watcherRecorder) Bring(_ context.Context, _ string, only *watch.Changes) (daemon.Outcome, error) {
+	r.changes <- only
+	return daemon.Outcome{}, nil
+}
