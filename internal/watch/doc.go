@@ -15,7 +15,9 @@
 //     directory is among the Trees. So nothing has to be known of the time before.
 //   - An event on the name of a directory is only a reason to look at the name. What is
 //     found is right at that time, and if it changes there is another event. So it does
-//     not matter in which order renames, walks and events come.
+//     not matter in which order renames, walks and events come. A directory that has come
+//     to a name is among the Trees even if it was known there: whoever deals with a
+//     batch may have looked while it was away.
 //
 // A directory has one watch however it moves, and its path is worked out through its
 // parents when an event comes. A directory that was moved is new in its place: it is

@@ -227,7 +227,7 @@ func (s *session) event(ctx context.Context, e event, now time.Time) {
 		}
 		s.dirs.remove(n)
 		if placed {
-			s.mark(now, dir, true)
+			s.w.m.mark(now, dir, false)
 		}
 		return
 	}
@@ -239,7 +239,7 @@ func (s *session) event(ctx context.Context, e event, now time.Time) {
 			s.checkRoot()
 		}
 		if e.mask&unix.IN_ATTRIB != 0 {
-			s.mark(now, dir, true)
+			s.w.m.mark(now, dir, false)
 		}
 		return
 	}
@@ -251,17 +251,15 @@ func (s *session) event(ctx context.Context, e event, now time.Time) {
 	if isDir && (e.mask&entries != 0 || child == 0) || !isDir && e.mask&entries != 0 && child != 0 {
 		s.walk(ctx, step{parent: n, name: name})
 	}
-	if s.mark(now, path, isDir) && e.mask&entries != 0 {
-		s.mark(now, dir, true) // its times
+	if s.w.o.Excluded(path, isDir) {
+		return
 	}
-}
-
-func (s *session) mark(now time.Time, path string, dir bool) bool {
-	if path != "" && s.w.o.Excluded(path, dir) {
-		return false
+	// What has come is looked at with all below even if it is watched in this place already:
+	// it may have been away for a while, in which somebody has seen that it is gone.
+	s.w.m.mark(now, path, isDir && e.mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0)
+	if e.mask&entries != 0 {
+		s.w.m.mark(now, dir, false) // its times
 	}
-	s.w.m.mark(now, path, false)
-	return true
 }
 
 // A step of a walk is a name to look at. The zero step is the root.

@@ -253,6 +253,28 @@ func TestInsideItself(t *testing.T) {
 	}
 }
 
+// TestAwayAndBack: a directory is away when it is looked at, for an event of before, and is
+// back when the events of its moves are dealt with.
+func TestAwayAndBack(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(dir+"/d/e", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/d/e/f", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, dir, quick)
+	dealing := make(chan struct{})
+	b.w.pause.Store(&pause{dealing: dealing})
+	b.mv("d", "x")
+	b.mirror.apply(Changes{Paths: []string{"d"}})
+	b.mv("x", "d")
+	b.w.pause.Store(nil)
+	close(dealing)
+	b.settle()
+	b.mirror.check(t)
+}
+
 // TestOverlay: what is done by way of the overlay is told, and that not all is is said.
 func TestOverlay(t *testing.T) {
 	testenv.Need(t, testenv.Root)
