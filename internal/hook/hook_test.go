@@ -168,6 +168,21 @@ func TestRunEnds(t *testing.T) {
 	}
 }
 
+// TestRunNot begins nothing when its context has ended.
+func TestRunNot(t *testing.T) {
+	cause := errors.New("the machine goes down")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	path := filepath.Join(t.TempDir(), "made")
+	_, err := Run(ctx, Hook{Command: "touch '" + path + "'"})
+	if !errors.Is(err, cause) {
+		t.Errorf("error %v, want %v", err, cause)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("it was run")
+	}
+}
+
 // TestRunTerm gives a command the time to clean up.
 func TestRunTerm(t *testing.T) {
 	res, err := Run(t.Context(), Hook{Command: `trap 'echo cleaned up; exit 7' TERM; echo begun; while :; do sleep 0.1; done`, Timeout: 500 * time.Millisecond})
