@@ -33,7 +33,7 @@ const Grace = 5 * time.Second
 // drain is how long the output of a command that has ended is waited for. What it wrote is
 // in the pipe by then; only who holds the pipe open, such as a server that it has started,
 // makes it last so long.
-const drain = 500 * time.Millisecond
+const drain = time.Second
 
 // A Hook is a command to run.
 type Hook struct {
@@ -76,9 +76,12 @@ func (e *Error) Unwrap() error { return e.Err }
 // gets SIGTERM when the time is over or ctx ends, and SIGKILL after [Grace]. What it leaves
 // running when it ends by itself stays. The error is an [*Error] if it did not exit with 0.
 func Run(ctx context.Context, h Hook) (Result, error) {
+	if ctx.Err() != nil {
+		return Result{}, &Error{Err: context.Cause(ctx)}
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return Result{}, err
+		return Result{}, fmt.Errorf("hook: %w", err)
 	}
 	defer r.Close()
 	cmd := exec.Command("/bin/sh", "-c", h.Command) // not CommandContext, which would kill the shell alone
@@ -88,7 +91,7 @@ func Run(ctx context.Context, h Hook) (Result, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	began := time.Now()
 	err = cmd.Start()
-	w.Close()
+	w.Close() // ours, or the pipe would never end
 	if err != nil {
 		return Result{}, fmt.Errorf("hook: %w", err)
 	}

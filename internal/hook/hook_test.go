@@ -122,11 +122,11 @@ func TestRunEnds(t *testing.T) {
 		is            error
 		least, most   time.Duration
 	}{
-		{"at the time-out", `sleep 1000 & echo $! >pid; wait`, 300 * time.Millisecond, ErrTimeout, 300 * time.Millisecond, Grace},
+		{"at the time-out", `sleep 1000 & echo $! >pid; wait`, time.Second, ErrTimeout, time.Second, Grace},
 		{"when the context ends", `sleep 1000 & echo $! >pid; wait`, 0, cause, 0, Grace},
-		{"a child that has nothing of the pipe", `sleep 1000 >/dev/null 2>&1 & echo $! >pid; wait`, 300 * time.Millisecond, ErrTimeout, 300 * time.Millisecond, Grace},
-		{"a child that takes no hint", `(trap '' TERM; echo mine; while :; do sleep 1; done) & echo $! >pid; wait`, 300 * time.Millisecond, ErrTimeout, Grace, Grace + 4*time.Second},
-		{"a command that takes no hint", `trap '' TERM; echo $$ >pid; while :; do sleep 1; done`, 300 * time.Millisecond, ErrTimeout, Grace, Grace + 4*time.Second},
+		{"a child that has nothing of the pipe", `sleep 1000 >/dev/null 2>&1 & echo $! >pid; wait`, time.Second, ErrTimeout, time.Second, Grace},
+		{"a child that takes no hint", `(trap '' TERM; echo mine; while :; do sleep 1; done) & echo $! >pid; wait`, time.Second, ErrTimeout, Grace, Grace + 4*time.Second},
+		{"a command that takes no hint", `trap '' TERM; echo $$ >pid; while :; do sleep 1; done`, time.Second, ErrTimeout, Grace, Grace + 4*time.Second},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -168,12 +168,27 @@ func TestRunEnds(t *testing.T) {
 	}
 }
 
+// TestRunNot begins nothing when its context has ended.
+func TestRunNot(t *testing.T) {
+	cause := errors.New("the machine goes down")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	path := filepath.Join(t.TempDir(), "made")
+	_, err := Run(ctx, Hook{Command: "touch '" + path + "'"})
+	if !errors.Is(err, cause) {
+		t.Errorf("error %v, want %v", err, cause)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("it was run")
+	}
+}
+
 // TestRunTerm gives a command the time to clean up.
 func TestRunTerm(t *testing.T) {
-	res, err := Run(t.Context(), Hook{Command: `trap 'echo cleaned up; exit 7' TERM; echo begun; while :; do sleep 0.1; done`, Timeout: 500 * time.Millisecond})
+	res, err := Run(t.Context(), Hook{Command: `trap 'echo cleaned up; exit 7' TERM; echo begun; while :; do sleep 0.1; done`, Timeout: time.Second})
 	// A shell may say between the two that its sleep was ended.
 	if !errors.Is(err, ErrTimeout) || !strings.HasPrefix(res.Output, "begun\n") || !strings.HasSuffix(res.Output, "cleaned up\n") ||
-		!strings.HasPrefix(fmt.Sprint(err), "timed out after 500ms: begun; ") {
+		!strings.HasPrefix(fmt.Sprint(err), "timed out after 1s: begun; ") {
 		t.Errorf("%q, %v", res.Output, err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -355,9 +356,10 @@ func TestDelay(t *testing.T) {
 }
 
 // A wall is a clock that can be set, and stands apart from what timers count.
-type wall struct{ ahead time.Duration }
+type wall struct{ ahead atomic.Int64 }
 
-func (w *wall) now() time.Time { return time.Now().Add(w.ahead) }
+func (w *wall) now() time.Time          { return time.Now().Add(time.Duration(w.ahead.Load())) }
+func (w *wall) forward(d time.Duration) { w.ahead.Add(int64(d)) }
 
 // drive is a loop as of a daemon: it runs what is due and waits for the next, until ctx ends.
 func drive(ctx context.Context, s Schedule, loc *time.Location, last time.Time, now func() time.Time, run func(time.Time)) error {
@@ -380,7 +382,7 @@ func TestLoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		loc := zone(t, "Europe/Berlin")
 		var w wall
-		set := func(text string) { w.ahead += at(t, text, loc).Sub(w.now()) }
+		set := func(text string) { w.forward(at(t, text, loc).Sub(w.now())) }
 		var got []string
 		start := func(spec string) (stop func()) {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -421,7 +423,7 @@ func TestLoop(t *testing.T) {
 		set("2026-06-01 02:59:50 +0200")
 		stop = start("0 3 * * *")
 		time.Sleep(15 * time.Second)
-		w.ahead += 50 * time.Hour // it is 5:00:05 two days later
+		w.forward(50 * time.Hour) // it is 5:00:05 two days later
 		time.Sleep(2 * time.Hour)
 		stop()
 		check("asleep", "2026-06-01 03:00:00 +0200", "2026-06-03 05:00:30 +0200")
@@ -429,13 +431,13 @@ func TestLoop(t *testing.T) {
 		// Set back by a week: it is run once, and goes on by the new clock.
 		set("2026-06-08 02:00:00 +0200")
 		stop = start("0 3 * * *")
-		time.Sleep(90 * time.Minute)
-		w.ahead -= 7 * 24 * time.Hour // it is 3:30 on the 1st
+		time.Sleep(90*time.Minute + 5*time.Second) // not when Wait looks, too
+		w.forward(-7 * 24 * time.Hour)             // it is 3:30:05 on the 1st
 		time.Sleep(24 * time.Hour)
-		w.ahead += 9 * 24 * time.Hour // and then on the 11th
+		w.forward(9 * 24 * time.Hour) // and then on the 11th
 		time.Sleep(time.Hour)
 		stop()
-		check("set", "2026-06-08 03:00:00 +0200", "2026-06-01 03:30:00 +0200", "2026-06-02 03:00:00 +0200", "2026-06-11 03:30:00 +0200")
+		check("set", "2026-06-08 03:00:00 +0200", "2026-06-01 03:30:30 +0200", "2026-06-02 03:00:00 +0200", "2026-06-11 03:30:30 +0200")
 	})
 }
 

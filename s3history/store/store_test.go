@@ -176,7 +176,7 @@ func TestLimitAt(t *testing.T) {
 	}{
 		{"faster", []step{{0, slow}, {time.Minute, fast}}, 60*slow + 60*fast, 120 * time.Second},
 		{"slower", []step{{0, fast}, {20 * time.Second, slow}}, 20*fast + 600*slow, 620 * time.Second},
-		{"no more", []step{{0, slow}, {time.Minute, 0}}, 500 << 20, time.Minute},
+		{"no more", []step{{0, slow}, {time.Minute, 0}}, 50 << 20, time.Minute},
 		{"from below nothing to one byte a second, and back", []step{{0, -1}, {-1, 1}, {time.Hour, fast}}, 3600 + 30*fast, time.Hour + 30*time.Second},
 	} {
 		for _, puts := range []int{1, 4} {

@@ -5,7 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/secrate/secrate/s3history/store"
 	"github.com/secrate/secrate/s3history/store/open"
@@ -61,5 +63,26 @@ func TestStore(t *testing.T) {
 				t.Errorf("Close: %v", err)
 			}
 		})
+	}
+}
+
+// TestUploadLimitAt has a limit by time asked about, and counts it instead of the other.
+func TestUploadLimitAt(t *testing.T) {
+	var asked atomic.Int32
+	s, err := open.Store(t.Context(), t.TempDir(), open.Options{UploadLimit: 1, UploadLimitAt: func(time.Time) int64 {
+		asked.Add(1)
+		return 0
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close(s)
+	// At one byte a second this would take longer than any test may.
+	const size = 1 << 20
+	if err := s.Put(t.Context(), "a", strings.NewReader(strings.Repeat("x", size)), size); err != nil {
+		t.Fatal(err)
+	}
+	if asked.Load() == 0 {
+		t.Error("nobody asked for the limit")
 	}
 }
