@@ -297,7 +297,7 @@ func TestExcluded(t *testing.T) {
 // that was made, written to and removed before a batch tells nothing of the others: then
 // the content of files is not compared, but what there is.
 func TestRandom(t *testing.T) {
-	seeds := 6
+	seeds := 3
 	if testing.Short() {
 		seeds = 1
 	}
