@@ -226,7 +226,7 @@ func (r *running) Take(ctx context.Context, name string) error {
 }
 
 // Bring implements daemon.Worker.
-func (r *running) Bring(ctx context.Context, name string, only *watch.Changes) (daemon.Outcome, error) {
+func (r *running) Bring(ctx context.Context, name string, only *watch.Changes, yield func() bool) (daemon.Outcome, error) {
 	a, s := r.a, r.current()
 	var out daemon.Outcome
 	src, err := s.conf.Source(name)
@@ -244,7 +244,7 @@ func (r *running) Bring(ctx context.Context, name string, only *watch.Changes) (
 	defer r.free()
 	w := a.follow(s.stateDir, command)
 	defer w.close()
-	o := runOptions{take: src.Mode == config.Files, upload: true, brief: true}
+	o := runOptions{take: src.Mode == config.Files, upload: true, brief: true, yield: yield}
 	if only != nil {
 		o.only = &backup.Changes{Paths: only.Paths, Trees: only.Trees}
 	}
@@ -272,6 +272,10 @@ func (a *app) outcome(ctx context.Context, s *site, family []*sourceRun) error {
 	for _, r := range family {
 		for _, err := range []error{r.untaken, r.err} {
 			if err == nil || ctx.Err() != nil || err == r.untaken && r.told {
+				continue
+			}
+			if errors.Is(err, backup.ErrYielded) {
+				errs = append(errs, fmt.Errorf("%w: %w", daemon.ErrMore, err))
 				continue
 			}
 			a.recordFailure(s, r.name, err)

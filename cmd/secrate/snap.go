@@ -105,6 +105,7 @@ type runOptions struct {
 	take, upload bool
 	replaced     bool            // an ordinary directory may be another than before
 	only         *backup.Changes // what has changed in it, where that is known
+	yield        func() bool     // whether a long run should make room for others
 	room         bool            // none is taken if too little space is free while others wait
 	brief        bool            // that nothing has changed is not worth a line
 	wait         time.Duration
@@ -261,7 +262,7 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 		r.follow.expect(r.size)
 	}
 	j, err := backup.New(backup.Options{Writer: wr.writer, Source: r.name, Exclude: r.src.Exclude, Keep: keepRule(r.src),
-		Host: hostname(), Observer: r.follow, Log: a.log})
+		Host: hostname(), Observer: r.follow, Log: a.log, Yield: o.yield})
 	if err != nil {
 		r.err = err
 		return

@@ -77,6 +77,9 @@ type Snapshot struct {
 // never will be. Those that follow it are not kept waiting.
 var ErrUnsendable = errors.New("it cannot be sent")
 
+// ErrYielded is wrapped by the error of a run that made room, as Options.Yield told it to.
+var ErrYielded = errors.New("others wait: what there is so far is kept as a partial snapshot")
+
 // An Observer hears how a source comes along. Its methods may be called concurrently.
 type Observer interface {
 	// Phase says what is being done now; total is the bytes or files of it, -1 when
@@ -91,12 +94,15 @@ type Observer interface {
 // Options of a Job. The zero value of each field that is not said to be needed is its
 // default.
 type Options struct {
-	Writer   *s3history.Writer // needed
-	Source   string            // needed: the source's name
-	Exclude  []string          // patterns in gitignore's syntax
-	Host     string
-	Keep     keep.Rule // local snapshots that stay, beside those that are needed
-	Workers  int       // files read at once; 0 means 4
+	Writer  *s3history.Writer // needed
+	Source  string            // needed: the source's name
+	Exclude []string          // patterns in gitignore's syntax
+	Host    string
+	Keep    keep.Rule // local snapshots that stay, beside those that are needed
+	Workers int       // files read at once; 0 means 4
+	// Yield is asked after each partial commit whether to make room for something else; nil
+	// means never. The error then wraps ErrYielded, and the next run goes on.
+	Yield    func() bool
 	Observer Observer
 	Log      *slog.Logger
 }

@@ -133,6 +133,18 @@ func (r *reader) run(each func(give func(*task) error) error) error {
 	return g.Wait()
 }
 
+// maybePartial commits what there is, if it is time to, and makes room for others if they wait.
+func (r *reader) maybePartial() error {
+	seq := r.u.Head().Seq
+	if err := r.u.MaybePartial(); err != nil {
+		return err
+	}
+	if r.u.Head().Seq != seq && r.j.o.Yield != nil && r.j.o.Yield() {
+		return ErrYielded
+	}
+	return nil
+}
+
 // send hands a piece to the recorder.
 func (t *task) send(ctx context.Context, p s3history.Piece) error {
 	select {

@@ -348,6 +348,39 @@ func TestScanInParts(t *testing.T) {
 	}
 }
 
+// TestScanYields makes room for others after each part, for as long as they wait: each run goes
+// on from there, and the last one has all of the tree.
+func TestScanYields(t *testing.T) {
+	c := newScanCase(t)
+	var err error
+	c.f.w, err = s3history.NewWriter(t.Context(), s3history.WriterOptions{Store: c.f.store, StateDir: c.f.state, Catalog: c.f.cat,
+		Identity: c.f.identity, Recipients: c.f.recipients, PartialAfter: time.Nanosecond})
+	c.must(err)
+	for i := range 30 {
+		c.write(fmt.Sprintf("d%d/f%d", i%3, i), strings.Repeat(fmt.Sprint(i, " "), 1000))
+	}
+	others := 5
+	yield := func() bool { others--; return others >= 0 }
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Yield: yield})
+	c.must(err)
+	runs := 0
+	for {
+		res, err := j.Scan(t.Context(), c.dir, backup.ScanOptions{})
+		if runs++; errors.Is(err, backup.ErrYielded) {
+			continue
+		}
+		c.must(err)
+		if len(res.Committed) != 1 {
+			t.Errorf("committed %+v", res.Committed)
+		}
+		break
+	}
+	if runs != 6 {
+		t.Errorf("%d runs", runs)
+	}
+	c.same(t, "at last")
+}
+
 // cancelling cancels after so many files.
 type cancelling struct {
 	cancel context.CancelFunc

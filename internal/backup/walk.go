@@ -332,7 +332,7 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 	if w.live != nil && w.live.displaced {
 		return nil
 	}
-	return u.MaybePartial()
+	return w.r.maybePartial()
 }
 
 // relink gives a node that the update has the name it was found under, and what the tree

@@ -6,6 +6,9 @@
 //	retries   ─┘    └─► bring      into the history: one source at a time, those that have
 //	                               waited longest first
 //
+// A source of which the first upload takes days makes room for the others whenever it has
+// committed a part.
+//
 // One loop decides, under one lock, what is to be begun; what takes time runs in goroutines
 // that tell the loop when they are done. It sleeps at most half a minute at a time, since
 // clocks jump and machines sleep, and what is due is reckoned anew by the clock on the wall.
@@ -32,8 +35,9 @@ type Worker interface {
 	// Take takes a local snapshot of a source that has them.
 	Take(ctx context.Context, source string) error
 	// Bring makes the local snapshots of a source points in time of the history; or, of a
-	// directory, what it has now: only what has changed, if that is not nil.
-	Bring(ctx context.Context, source string, only *watch.Changes) (Outcome, error)
+	// directory, what it has now: only what has changed, if that is not nil. What takes long
+	// may ask yield from time to time whether other sources wait, and return ErrMore.
+	Bring(ctx context.Context, source string, only *watch.Changes, yield func() bool) (Outcome, error)
 	// Verify checks what is stored.
 	Verify(ctx context.Context) error
 	// Tell tells a person or a monitor. It may take its time.
@@ -43,6 +47,10 @@ type Worker interface {
 // ErrLater is wrapped by an error of a Worker that is none: it could not begin, since something
 // else is at work. It is asked again soon.
 var ErrLater = errors.New("not now")
+
+// ErrMore is wrapped by an error of Bring that is none: it made room for others, and goes on when
+// it is called again.
+var ErrMore = errors.New("there is more to be done")
 
 // An Outcome is what came of one Bring.
 type Outcome struct {
@@ -366,7 +374,7 @@ func (d *Daemon) bringNext(ctx context.Context, now time.Time) {
 	d.begin(&s.bring, now)
 	d.event(Event{Source: s.Name, Kind: Started, Changes: only != nil})
 	d.jobs.Go(func() {
-		out, err := d.o.Worker.Bring(ctx, s.Name, only)
+		out, err := d.o.Worker.Bring(ctx, s.Name, only, func() bool { return d.othersWait(s) })
 		if batch != nil {
 			batch.Done(err == nil)
 		}
@@ -404,6 +412,10 @@ func (d *Daemon) ended(ctx context.Context, j *job, s *source, out Outcome, chan
 	switch {
 	case ctx.Err() != nil:
 		return // what it says is that it was stopped
+	case errors.Is(err, ErrMore):
+		d.want(s, now) // behind those that wait
+		s.count(out)
+		return
 	case errors.Is(err, ErrLater):
 		j.retry = now.Add(soon)
 		if bring {
@@ -451,15 +463,32 @@ func (d *Daemon) ended(ctx context.Context, j *job, s *source, out Outcome, chan
 		if err != nil {
 			s.total.Failures++
 		}
-		s.total.Snapshots += int64(out.Snapshots)
-		s.total.Files += int64(out.Files)
-		s.total.Uploaded += out.Uploaded
-		s.outcome.Pending, s.outcome.Oldest, s.outcome.Unread = out.Pending, out.Oldest, out.Unread
-		if out.Seq > 0 {
-			s.outcome = out
-			s.Newest = now
+		s.count(out)
+	}
+}
+
+// count adds what a Bring has done.
+func (s *source) count(out Outcome) {
+	s.total.Snapshots += int64(out.Snapshots)
+	s.total.Files += int64(out.Files)
+	s.total.Uploaded += out.Uploaded
+	seq := s.outcome.Seq
+	if s.outcome = out; out.Seq == 0 {
+		s.outcome.Seq = seq
+	}
+}
+
+// othersWait reports whether a source other than the one that is brought could be.
+func (d *Daemon) othersWait(busy *source) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	for _, s := range d.sources {
+		if s != busy && !s.wanted.IsZero() && !now.Before(s.bring.retry) {
+			return true
 		}
 	}
+	return false
 }
 
 // allWell reports whether nothing fails.

@@ -21,6 +21,9 @@ import (
 	"github.com/secrate/secrate/internal/watch"
 )
 
+// step is how often a Bring asks whether others wait; not a time at which a schedule comes.
+const step = 70 * time.Second
+
 // A recorder is a Worker that does nothing but note when it was asked to, and fail as it is told.
 type recorder struct {
 	t *testing.T
@@ -30,6 +33,7 @@ type recorder struct {
 	events []daemon.Event
 	fail   func(what string) error
 	takes  time.Duration // how long a Bring takes
+	yields bool          // and whether it makes room for others
 	busy   int           // Brings at once
 }
 
@@ -45,7 +49,7 @@ func (r *recorder) note(what string) error {
 
 func (r *recorder) Take(_ context.Context, source string) error { return r.note("take " + source) }
 
-func (r *recorder) Bring(ctx context.Context, source string, only *watch.Changes) (daemon.Outcome, error) {
+func (r *recorder) Bring(ctx context.Context, source string, only *watch.Changes, yield func() bool) (daemon.Outcome, error) {
 	err := r.note("bring " + source)
 	r.mu.Lock()
 	r.busy++
@@ -53,10 +57,16 @@ func (r *recorder) Bring(ctx context.Context, source string, only *watch.Changes
 		r.t.Error("two sources are brought at once")
 	}
 	r.mu.Unlock()
-	select {
-	case <-time.After(r.takes):
-	case <-ctx.Done():
-		err = ctx.Err()
+	for left := r.takes; left > 0 && ctx.Err() == nil; left -= step {
+		select {
+		case <-time.After(min(left, step)):
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		if r.yields && yield() {
+			err = daemon.ErrMore
+			break
+		}
 	}
 	r.mu.Lock()
 	r.busy--
@@ -251,6 +261,26 @@ func TestLater(t *testing.T) {
 	})
 }
 
+// TestYields: what takes long makes room for others, and goes on behind them.
+func TestYields(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{t: t, takes: 10 * time.Minute, yields: true}
+		run(t, r, stateFile(t), daemon.Plan{Sources: []daemon.Source{
+			{Name: "long", Schedule: every(t, "@daily")},
+			{Name: "other", Schedule: every(t, "5 0 * * *"), Newest: time.Now()},
+		}, Location: time.UTC}, 9*time.Minute)
+		want := []string{"00:00:00 bring long", "00:05:50 bring other", "00:07:00 bring long", "00:08:10 bring other"}
+		if diff := cmp.Diff(want, r.since(0)); diff != "" {
+			t.Errorf("calls (-want +got):\n%s", diff)
+		}
+		for _, e := range r.events {
+			if e.Kind != daemon.Started {
+				t.Errorf("nothing was done yet, and told is %v %v", e.Kind, e.Err)
+			}
+		}
+	})
+}
+
 // TestApply changes the configuration under way: what stays is not disturbed, what goes is left
 // alone, and a source that comes is kept at once.
 func TestApply(t *testing.T) {
@@ -352,7 +382,7 @@ type watcherRecorder struct {
 	changes chan *watch.Changes
 }
 
-func (r *watcherRecorder) Bring(_ context.Context, _ string, only *watch.Changes) (daemon.Outcome, error) {
+func (r *watcherRecorder) Bring(_ context.Context, _ string, only *watch.Changes, _ func() bool) (daemon.Outcome, error) {
 	r.changes <- only
 	return daemon.Outcome{}, nil
 }
