@@ -350,6 +350,10 @@ func (r *running) serve(ctx context.Context) (stop func(), err error) {
 	}, nil
 }
 
+// listenEvery is how often to look whether there is another address to listen at, and how often
+// one is tried that cannot be had.
+const listenEvery = 5 * time.Second
+
 // listen serves metrics until ctx ends. That the address cannot be had keeps nothing else from
 // being done.
 func (r *running) listen(ctx context.Context) {
@@ -357,12 +361,12 @@ func (r *running) listen(ctx context.Context) {
 		address := r.current().conf.Daemon.Listen
 		if address == "" {
 			r.setDeaf(nil)
-			sleep(ctx, time.Minute)
+			sleep(ctx, listenEvery)
 			continue
 		}
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if r.setDeaf(err); err != nil {
-			sleep(ctx, time.Minute)
+			sleep(ctx, listenEvery)
 			continue
 		}
 		server := &http.Server{Handler: r.metricsHandler(), ReadHeaderTimeout: 10 * time.Second, WriteTimeout: time.Minute}
@@ -372,7 +376,7 @@ func (r *running) listen(ctx context.Context) {
 			server.Serve(l)
 		}()
 		for ctx.Err() == nil && r.current().conf.Daemon.Listen == address {
-			sleep(ctx, 5*time.Second)
+			sleep(ctx, listenEvery)
 		}
 		server.Close()
 		<-done
@@ -383,7 +387,7 @@ func (r *running) setDeaf(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil && r.deaf == nil {
-		r.a.warn("no metrics: %v; it is tried again every minute", err)
+		r.a.warn("no metrics: %v; it is tried again and again", err)
 	}
 	r.deaf = err
 }

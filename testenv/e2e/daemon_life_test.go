@@ -443,3 +443,203 @@ func TestDaemonFewWatches(t *testing.T) {
 	}
 	s.stop()
 }
+
+// TestDaemonSystemd is systemd as far as a service sees it: it is told when the daemon is ready,
+// alive, reading its configuration again and stopping.
+func TestDaemonSystemd(t *testing.T) {
+	m := writer(t, "")
+	dir := filepath.Join(m.dir, "a")
+	mustWrite(t, filepath.Join(dir, "x"), "one")
+	m.watched("a", dir)
+	socket := filepath.Join(m.dir, "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	told := make(chan string, 1000)
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := conn.Read(b)
+			if err != nil {
+				return
+			}
+			told <- string(b[:n])
+		}
+	}()
+	hears := func(what string) {
+		t.Helper()
+		timeout := time.After(patience)
+		for {
+			select {
+			case s := <-told:
+				if strings.Contains(s, what) {
+					return
+				}
+			case <-timeout:
+				t.Fatalf("it is never told %s", what)
+			}
+		}
+	}
+	m.env = append(m.env, "NOTIFY_SOCKET="+socket, "WATCHDOG_USEC=200000")
+	s := m.daemon()
+	hears("READY=1")
+	hears("WATCHDOG=1")
+	s.cmd.Process.Signal(syscall.SIGHUP)
+	hears("RELOADING=1\nMONOTONIC_USEC=")
+	hears("READY=1")
+	hears("WATCHDOG=1")
+	s.stop()
+	hears("STOPPING=1")
+}
+
+// TestDaemonVerifies damages the repository: the next time it is verified that is told.
+func TestDaemonVerifies(t *testing.T) {
+	m := writer(t, "")
+	dir := filepath.Join(m.dir, "a")
+	mustWrite(t, filepath.Join(dir, "x"), strings.Repeat("text", 1000))
+	m.watched("a", dir)
+	m.configure("[[source]]", "[daemon]\nverify = \"@every 1s\"\n\n[[source]]")
+	s := m.daemon()
+	s.has("a", "x", strings.Repeat("text", 1000))
+	wait(t, s, "it is verified", func() bool { return strings.Contains(m.must("status").stdout, "all was well") })
+	packs, err := filepath.Glob(filepath.Join(m.repo, "packs", "*", "*"))
+	if err != nil || len(packs) == 0 {
+		t.Fatal(packs, err)
+	}
+	if err := os.Remove(packs[0]); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, s, "the damage is told", func() bool { return strings.Contains(m.must("status").stdout, "the repository is damaged") })
+	mustWrite(t, filepath.Join(dir, "x"), "and it goes on")
+	s.has("a", "x", "and it goes on")
+	s.stop()
+}
+
+// TestDaemonEditors saves a file as editors do, and writes to another without end: each save is
+// one version of the right file, nothing else is in the history, and what is written without end
+// is kept all the same.
+func TestDaemonEditors(t *testing.T) {
+	m := writer(t, "")
+	dir := filepath.Join(m.dir, "a")
+	p := func(name string) string { return filepath.Join(dir, name) }
+	mustWrite(t, p("letter"), "version 0")
+	m.watched("a", dir)
+	s := m.daemon()
+	s.has("a", "letter", "version 0")
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	saves := []func(text string){
+		func(text string) { // vim: a swap file, a backup, a new file
+			mustWrite(t, p(".letter.swp"), "b0VIM 9.0")
+			must(os.Rename(p("letter"), p("letter~")))
+			mustWrite(t, p("letter"), text)
+			must(os.Remove(p("letter~")))
+			must(os.Remove(p(".letter.swp")))
+		},
+		func(text string) { // emacs: a lock, which is a link to nothing, and auto-save
+			must(os.Symlink("ann@host.123:456", p(".#letter")))
+			mustWrite(t, p("#letter#"), text)
+			mustWrite(t, p("letter"), text)
+			must(os.Remove(p("#letter#")))
+			must(os.Remove(p(".#letter")))
+		},
+		func(text string) { // many programs: a new file that is renamed over the old one
+			mustWrite(t, p(".goutputstream-XYZ"), text)
+			must(os.Rename(p(".goutputstream-XYZ"), p("letter")))
+		},
+	}
+	for i, save := range saves {
+		text := fmt.Sprintf("version %d", i+1)
+		save(text)
+		s.has("a", "letter", text)
+		s.quiet("a")
+	}
+	o := m.must("log", "a:letter", "--json")
+	seqs := map[uint64]bool{}
+	for _, v := range o.snapshots(t) {
+		seqs[v.Seq] = true
+	}
+	if len(seqs) != 1+len(saves) || len(seqs) != len(m.history("a")) {
+		t.Errorf("%d versions were saved in %d snapshots: %v", 1+len(saves), len(m.history("a")), o)
+	}
+	for _, h := range m.history("a") {
+		o := m.must("ls", "a:", "--at", fmt.Sprint("#", h.Seq), "--json")
+		if n := strings.Count(o.stdout, "\n"); n != 1 {
+			t.Errorf("#%d has more than the letter: %v", h.Seq, o)
+		}
+	}
+
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		f, err := os.OpenFile(p("log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+		for n := 0; err == nil; n++ {
+			select {
+			case <-stop:
+				done <- f.Close()
+				return
+			case <-time.After(20 * time.Millisecond): // more often than it takes to settle
+				_, err = fmt.Fprintf(f, "line %d\n", n)
+			}
+		}
+		done <- err
+	}()
+	before := len(m.history("a"))
+	wait(t, s, "the log is kept again and again", func() bool { return len(m.history("a")) >= before+3 })
+	close(stop)
+	must(<-done)
+	want, err := os.ReadFile(p("log"))
+	must(err)
+	s.has("a", "log", string(want))
+	s.stop()
+}
+
+// TestDaemonReadOnly has the disk of a source become read-only. That of the state cannot, as long
+// as the daemon has its lock open; TestDaemonFullState is about a state that cannot be written.
+func TestDaemonReadOnly(t *testing.T) {
+	needs(t)
+	remount := func(dir string, flags uintptr) {
+		t.Helper()
+		// Who writes this moment has to be waited for.
+		for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+			err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, "")
+			if err == nil {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("remount %s: %v", dir, err)
+			}
+		}
+	}
+	m := writer(t, "")
+	btr := loopfs.New(t, loopfs.Btrfs, loopfs.Options{}).Dir
+	vol, dir := newSubvolume(t, filepath.Join(btr, "vol")), filepath.Join(m.dir, "a")
+	mustWrite(t, filepath.Join(dir, "x"), "one")
+	mustWrite(t, filepath.Join(vol, "y"), "one")
+	m.watched("a", dir)
+	m.must("source", "add", "vol", vol)
+	m.configure(fmt.Sprintf("path = %q\n", vol), fmt.Sprintf("path = %q\nschedule = \"@every 1s\"\n", vol))
+	s := m.daemon()
+	s.has("a", "x", "one")
+	s.has("vol", "y", "one")
+
+	remount(btr, unix.MS_RDONLY)
+	s.failing("vol", "read-only file system")
+	mustWrite(t, filepath.Join(dir, "x"), "two")
+	s.has("a", "x", "two") // the other one goes on
+	runs := m.status().Sources["vol"].Daemon.Runs
+	time.Sleep(3 * time.Second)
+	if now := m.status().Sources["vol"].Daemon.Runs; now > runs+5 {
+		t.Errorf("%d attempts within 3 s", now-runs)
+	}
+	remount(btr, 0)
+	mustWrite(t, filepath.Join(vol, "y"), "two")
+	s.has("vol", "y", "two")
+	s.well("vol")
+	s.stop()
+}
