@@ -47,8 +47,9 @@ state directory daemon.lock, daemon.sock and schedule.json. Other commands may b
 beside it: the state is locked only while it works. A second daemon is refused.
 
 SIGHUP makes it read the configuration again; if that has a fault the old one stays in
-force. SIGTERM and SIGINT stop it within 10 seconds; nothing is lost by that, nor if it
-is killed: the next run goes on. Beneath systemd it tells when it is ready and
+force. SIGTERM and SIGINT stop it within 10 seconds, or when the command that a source
+has for after a snapshot is done; nothing is lost by that, nor if it is killed: the next
+run goes on. Beneath systemd it tells when it is ready and
 that it is alive. With listen in the configuration, http://ADDRESS/metrics is for
 Prometheus, and http://ADDRESS/healthz answers 200 if all is well and 503 if a source
 fails, or the daemon is stuck.
@@ -122,13 +123,25 @@ func (a *app) runDaemon(ctx context.Context) error {
 			}
 		case <-ctx.Done():
 			notify(sd.SdNotifyStopping)
-			select {
-			case <-done:
-			case <-time.After(stopWithin):
-				a.warn("something does not stop, and is left: nothing is lost by that")
-			}
+			r.stopped(done)
 			fmt.Fprintln(a.stdout, "secrate daemon: stopped")
 			return nil
+		}
+	}
+}
+
+// stopped waits until all that was begun has ended: not long, but for commands after a snapshot,
+// which end what others have begun and have times of their own.
+func (r *running) stopped(done <-chan struct{}) {
+	for end := time.Now().Add(stopWithin); ; {
+		select {
+		case <-done:
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+		if time.Now().After(end) && r.a.releasing.Load() == 0 {
+			r.a.warn("something does not stop, and is left: nothing is lost by that")
+			return
 		}
 	}
 }

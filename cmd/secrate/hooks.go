@@ -27,6 +27,8 @@ func (a *app) hooked(ctx context.Context, s *site, src *config.Source, do func()
 			"it is \"before\" of source %s in the configuration", src.Name))
 	}
 	// What was begun has to be ended, also when we are to stop.
+	a.releasing.Add(1)
+	defer a.releasing.Add(-1)
 	if err := a.hook(context.WithoutCancel(ctx), s, src, "after", src.After, err); err != nil {
 		a.fail(ctx, hinted(fmt.Errorf("%s: the command after the snapshot failed: %w", src.Name, err),
 			"the snapshot is not touched by it; it is \"after\" of source %s in the configuration", src.Name))

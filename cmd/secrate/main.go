@@ -9,6 +9,9 @@
 //	history.go   what readers ask: the catalog of this machine, or manifests alone
 //	volume.go    Btrfs and ZFS as internal/backup knows them: what a source has of volumes
 //	streams.go   units of their streams
+//	hooks.go     commands before and after snapshots
+//	daemon.go    the daemon: what package daemon asks to be done; daemonstatus.go, metrics.go
+//	             and tell.go say what came of it
 //	follow.go    how a run comes along, for the person and for secrate status
 //	output.go    the one way in which snapshots and names are written
 //
@@ -25,6 +28,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -100,6 +104,8 @@ type app struct {
 	limitRate *config.Rate // nil when not given
 
 	onInterrupt string // the hint when the command is interrupted
+
+	releasing atomic.Int32 // commands after snapshots that run, and should come to their end
 }
 
 const rootLong = `Secrate keeps every version of every file of a file system: encrypted before it

@@ -203,6 +203,7 @@ func (a *app) addSource(ctx context.Context, src config.Source, wait time.Durati
 	if seq := s.historyOf(src.Name); seq > 0 {
 		fmt.Fprintf(a.stdout, "%s: its history, up to #%d, goes on\n", src.Name, seq)
 	}
+	a.tellDaemon(ctx, s)
 	return nil
 }
 
@@ -491,6 +492,7 @@ func (a *app) removeSource(ctx context.Context, name string, wait time.Duration)
 	if err := status.Forget(s.stateDir, name); err != nil {
 		a.log.Warn("not forgotten", "source", name, "error", err)
 	}
+	a.tellDaemon(ctx, s)
 	return nil
 }
 
@@ -521,6 +523,13 @@ func (a *app) localSnapshots(ctx context.Context, s *site, src *config.Source) [
 	}
 	slices.Sort(commands)
 	return commands
+}
+
+// tellDaemon says how a daemon that runs takes up what was changed in the configuration.
+func (a *app) tellDaemon(ctx context.Context, s *site) {
+	if d, err := askDaemon(ctx, s.stateDir); err == nil && d != nil {
+		fmt.Fprintf(a.stdout, "the daemon takes it up with: systemctl reload secrate, or kill -HUP %d\n", d.PID)
+	}
 }
 
 // arguments checks how many arguments there are: from least to most, which are what.
