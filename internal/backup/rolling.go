@@ -152,7 +152,7 @@ func compresses(b []byte) bool { return len(delta.Patch(nil, b)) < len(b)*3/4 }
 // count.
 func (d *differ) oldExtent(off, end int64) (at, to int64, err error) {
 	o := &d.t.olds
-	if d.roll != nil || o.nodes[0] == 0 || d.signer == nil {
+	if d.roll != nil || o.nodes[0] == 0 || d.f.Size() < minSigned {
 		return end, end, nil
 	}
 	all, err := o.state.Extents(o.nodes[0], off, end)
@@ -244,7 +244,7 @@ func (r *roller) segment(ctx context.Context, s filetree.Segment) error {
 	r.buf, r.at, r.sent = r.buf[:0], s.Offset, s.Offset
 	for pos, end := s.Offset, s.End(); pos < end; {
 		to := min(pos-pos%catalog.MaxPart+windowStretches*catalog.MaxPart, end)
-		if keep := max(pos-r.block, r.at); keep > r.at {
+		if keep := max(pos-max(r.block, minCopied), r.at); keep > r.at {
 			r.buf, r.at = r.buf[:copy(r.buf, r.buf[keep-r.at:])], keep
 		}
 		k, want := len(r.buf), int(min(to+r.block, end)-r.at)
