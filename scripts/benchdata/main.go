@@ -10,7 +10,7 @@
 //	benchdata byte FILE               changes one byte of it
 //	benchdata scatter FILE N          N writes of 64 random bytes, spread over it
 //	benchdata dump FILE MIB           one file of rows of text, as a dump of a database
-//	benchdata front FILE N            writes it again with N lines more at the front
+//	benchdata lines FILE N            writes it again with N lines more, the first at the front
 //	benchdata count URL FILE          stands before the S3 server at URL, prints its own
 //	                                  address, and notes each request in FILE
 //
@@ -64,8 +64,8 @@ func main() {
 		err = image(r, path, n)
 	case "dump":
 		err = dump(r, path, n)
-	case "front":
-		err = front(path, n)
+	case "lines":
+		err = lines(path, n)
 	case "byte":
 		err = scatter(r, path, 1, 1)
 	case "scatter":
@@ -163,17 +163,27 @@ func dump(r *rand.Rand, path string, mib int) error {
 	return f.Close()
 }
 
-// front writes a file again with lines more at the front.
-func front(path string, lines int) error {
+// lines writes a file again with n lines more, spread evenly. The first is at the front.
+func lines(path string, n int) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	var head []byte
-	for i := range lines {
-		head = fmt.Appendf(head, "-- a line that was not there before, %d\n", i)
+	var out bytes.Buffer
+	out.Grow(len(b) + 64*n)
+	for i := range n {
+		at := 0
+		if i > 0 {
+			at = bytes.IndexByte(b, '\n') + 1
+		}
+		out.Write(b[:at])
+		fmt.Fprintf(&out, "-- a line that was not there before, %d\n", i)
+		b = b[at:]
+		k := len(b) / (n - i)
+		out.Write(b[:k])
+		b = b[k:]
 	}
-	return os.WriteFile(path, append(head, b...), 0o644)
+	return os.WriteFile(path, out.Bytes(), 0o644)
 }
 
 // each calls change for n of the regular files below dir, spread evenly. Every round
