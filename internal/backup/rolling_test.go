@@ -537,3 +537,35 @@ func TestScanShiftedAny(t *testing.T) {
 		c.restored()
 	})
 }
+
+// TestScanShiftedUnreadable has a block that the disk has lost in a file that was shifted: the
+// rest is kept, and nothing is signed until all of it can be read.
+func TestScanShiftedUnreadable(t *testing.T) {
+	fs := loopfs.New(t, loopfs.Btrfs, loopfs.Options{Size: 512 << 20})
+	c := &rollCase{&scanCase{newFixture(t), filepath.Join(fs.Dir, "tree")}, t, nil}
+	c.must(os.Mkdir(c.dir, 0o755))
+	now := hexLines(21, 9<<20)
+	c.put(now)
+	c.scanned()
+	now = slices.Concat(hexLines(22, 5000), now)
+	const lost = 5<<20 + 8192
+	c.put(now)
+	c.must(fs.Damage(now[lost:][:4096]))
+	res, err := c.f.job("s").Scan(t.Context(), c.dir, backup.ScanOptions{})
+	c.must(err)
+	want := slices.Clone(now)
+	clear(want[lost:][:4096])
+	if len(res.Failed) != 1 || !bytes.Equal(c.f.contentAt("s", 2, "f"), want) {
+		t.Errorf("not read: %q; what is kept is what could be: %v", res.Failed, bytes.Equal(c.f.contentAt("s", 2, "f"), want))
+	}
+	if _, seq := c.signature("f"); seq != 1 {
+		t.Errorf("the signature is of #%d", seq)
+	}
+	now = slices.Concat([]byte("mended\n"), now)
+	c.put(now)
+	if uploaded := c.scanned(); uploaded > 100000 {
+		t.Errorf("mended: %d bytes uploaded", uploaded)
+	}
+	c.want[1] = want
+	c.restored()
+}
