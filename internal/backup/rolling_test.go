@@ -42,9 +42,11 @@ type rollCase struct {
 	*scanCase
 	t    *testing.T
 	want [][]byte // the file in each snapshot
+	// wrong ends a test in which a snapshot has not what the file had.
+	wrong func(format string, args ...any)
 }
 
-func newRollCase(t *testing.T) *rollCase { return &rollCase{newScanCase(t), t, nil} }
+func newRollCase(t *testing.T) *rollCase { return &rollCase{newScanCase(t), t, nil, t.Fatalf} }
 
 // put writes the file in its place, as a program that truncates it does.
 func (c *rollCase) put(b []byte) {
@@ -68,7 +70,7 @@ func (c *rollCase) scanned() int64 {
 	}
 	c.want = append(c.want, b)
 	if got := c.f.contentAt("s", s.Seq, "f"); !bytes.Equal(got, b) {
-		c.t.Fatalf("#%d has %d bytes that are not the %d of the file", s.Seq, len(got), len(b))
+		c.wrong("#%d has %d bytes that are not the %d of the file", s.Seq, len(got), len(b))
 	}
 	return int64(s.Uploaded)
 }
@@ -129,7 +131,7 @@ func (c *rollCase) restored() {
 		var b bytes.Buffer
 		c.must(s3history.NewContent(c.f.store, c.f.identity, rebuilt, c.f.identities).WriteFile(c.t.Context(), v, n, int64(len(want)), &b))
 		if !bytes.Equal(b.Bytes(), want) || !bytes.Equal(c.f.contentAt("s", uint64(i+1), "f"), want) {
-			c.t.Errorf("#%d is not what the file was", i+1)
+			c.wrong("#%d is not what the file was", i+1)
 		}
 	}
 }
@@ -270,7 +272,7 @@ func TestScanShiftedSparse(t *testing.T) {
 	for _, kind := range []loopfs.Kind{loopfs.Ext4, loopfs.XFS, loopfs.Btrfs} {
 		t.Run(string(kind), func(t *testing.T) {
 			fs := loopfs.New(t, kind, loopfs.Options{Size: 512 << 20})
-			c := &rollCase{&scanCase{newFixture(t), filepath.Join(fs.Dir, "tree")}, t, nil}
+			c := &rollCase{&scanCase{newFixture(t), filepath.Join(fs.Dir, "tree")}, t, nil, t.Fatalf}
 			c.must(os.Mkdir(c.dir, 0o755))
 			const mib = 1 << 20
 			a, b := hexLines(6, 2*mib+4096), hexLines(7, mib+100)
@@ -491,6 +493,7 @@ func TestScanSigned(t *testing.T) {
 func TestScanShiftedAny(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		c := newRollCase(t)
+		c.wrong = rt.Fatalf
 		now := hexLines(rapid.Uint64().Draw(rt, "seed"), rapid.IntRange(0, 3<<20).Draw(rt, "size"))
 		c.put(now)
 		c.scanned()
@@ -542,7 +545,7 @@ func TestScanShiftedAny(t *testing.T) {
 // rest is kept, and nothing is signed until all of it can be read.
 func TestScanShiftedUnreadable(t *testing.T) {
 	fs := loopfs.New(t, loopfs.Btrfs, loopfs.Options{Size: 512 << 20})
-	c := &rollCase{&scanCase{newFixture(t), filepath.Join(fs.Dir, "tree")}, t, nil}
+	c := &rollCase{&scanCase{newFixture(t), filepath.Join(fs.Dir, "tree")}, t, nil, t.Fatalf}
 	c.must(os.Mkdir(c.dir, 0o755))
 	now := hexLines(21, 9<<20)
 	c.put(now)
