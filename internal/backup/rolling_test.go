@@ -267,6 +267,23 @@ func TestScanReplacedFile(t *testing.T) {
 	}
 }
 
+// TestScanChangesShifted looks at the names alone that an editor has touched.
+func TestScanChangesShifted(t *testing.T) {
+	c := newRollCase(t)
+	now := hexLines(23, 3<<20)
+	c.put(now)
+	c.scanned()
+	for i := range 2 {
+		now = slices.Concat(fmt.Appendf(nil, "edited %d\n", i), now)
+		c.must(os.WriteFile(c.path("f.tmp"), now, 0o644))
+		c.must(os.Rename(c.path("f.tmp"), c.path("f")))
+		res := c.f.scan("s", c.dir, backup.ScanOptions{Only: &backup.Changes{Paths: []string{"f.tmp", "f"}}})
+		if s := res.Committed[0]; s.Uploaded > 2500 || !bytes.Equal(c.f.contentAt("s", s.Seq, "f"), now) {
+			t.Errorf("edited %d: %d bytes uploaded", i, s.Uploaded)
+		}
+	}
+}
+
 // TestScanShiftedSparse has holes in the file, before and after.
 func TestScanShiftedSparse(t *testing.T) {
 	for _, kind := range []loopfs.Kind{loopfs.Ext4, loopfs.XFS, loopfs.Btrfs} {
