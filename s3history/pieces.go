@@ -216,7 +216,7 @@ func (u *Update) Overwrite(n filetree.NodeID, p Piece) error {
 }
 
 func (u *Update) putPiece(n filetree.NodeID, p Piece) error {
-	if len(p.Items) == 1 && p.Items[0].Parts != nil && p.CID == (seal.ContentID{}) {
+	if len(p.Items) == 1 && p.Items[0].Parts != nil && p.CID == (seal.ContentID{}) { // perhaps it has them
 		return u.put(n, p.Offset, p.Items[0].Parts, nil)
 	}
 	if done, err := u.putKnown(n, &p); done || err != nil {

@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync/atomic"
@@ -146,19 +147,20 @@ func (d *differ) note(off int64, data []byte) {
 // compresses reports whether bytes look as if they had not been compressed yet.
 func compresses(b []byte) bool { return len(delta.Patch(nil, b)) < len(b)*3/4 }
 
-// oldExtent returns the first extent that a file of which there is no signature had from off
-// on, if it begins before end; else end. The content ids that are known of a file that was
-// shifted are those of what lies between its cuts of old: these extents. Short ones do not
-// count.
+// oldExtent returns the first extent across a cut that a file of which there is no signature
+// had from off on, if it begins before end; else end. Only in a file that was shifted are there
+// any, and what is known of that, when its catalog was lost, are the content ids of what lay
+// between cuts before: these extents.
 func (d *differ) oldExtent(off, end int64) (at, to int64, err error) {
 	o := &d.t.olds
-	if d.roll != nil || o.nodes[0] == 0 || d.f.Size() < minSigned {
+	node := cmp.Or(o.nodes[0], o.nodes[1])
+	if d.roll != nil || node == 0 || d.f.Size() < minSigned {
 		return end, end, nil
 	}
-	all, err := o.state.Extents(o.nodes[0], off, end)
+	all, err := o.state.Extents(node, off, end)
 	for _, e := range all {
-		if e.Offset >= off && e.Length >= minSigned {
-			return e.Offset, e.Offset + e.Length, err
+		if to := e.Offset + e.Length; e.Offset >= off && to > nextCut(e.Offset) {
+			return e.Offset, to, err
 		}
 	}
 	return end, end, err

@@ -356,6 +356,22 @@ func TestScanRebuiltSigned(t *testing.T) {
 	if uploaded := c.scanned(); uploaded > 2500 {
 		t.Errorf("signed again: %d bytes uploaded", uploaded)
 	}
+	// Once more, and written anew.
+	c.rebuild()
+	now = append(slices.Clone(now), "appended once more\n"...)
+	c.must(os.WriteFile(c.path("new"), now, 0o644))
+	c.must(os.Rename(c.path("new"), c.path("f")))
+	if uploaded := c.scanned(); uploaded > 3000 {
+		t.Errorf("replaced, after the catalog was lost again: %d bytes uploaded", uploaded)
+	}
+	// A byte changed in its place, when it has no signature either, costs the extent it is in.
+	c.rebuild()
+	now = slices.Clone(now)
+	now[5*mib]++
+	c.put(now)
+	if uploaded := c.scanned(); uploaded > mib {
+		t.Errorf("a byte, after the catalog was lost again: %d bytes uploaded", uploaded)
+	}
 	c.restored()
 }
 
