@@ -55,7 +55,8 @@ const (
 	labelBlob       = "secrate blob"
 	labelIndex      = "secrate pack index"
 	labelContent    = "secrate content id"
-	labelBlockSum   = "secrate block sum" // in the catalog alone
+	labelBlockSum   = "secrate block sum"   // in the catalog alone
+	labelRolling    = "secrate rolling sum" // in the catalog alone
 	labelSource     = "secrate source id"
 	labelRoot       = "secrate root"
 	labelSegment    = "secrate segment"

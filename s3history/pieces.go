@@ -216,6 +216,9 @@ func (u *Update) Overwrite(n filetree.NodeID, p Piece) error {
 }
 
 func (u *Update) putPiece(n filetree.NodeID, p Piece) error {
+	if len(p.Items) == 1 && p.Items[0].Parts != nil && p.CID == (seal.ContentID{}) { // perhaps it has them
+		return u.put(n, p.Offset, p.Items[0].Parts, nil)
+	}
 	if done, err := u.putKnown(n, &p); done || err != nil {
 		return err
 	}
@@ -386,7 +389,11 @@ func (u *Update) put(n filetree.NodeID, off int64, parts []catalog.Part, cid []b
 	return u.record(n, d)
 }
 
+// record records what was done to the content of a file. Whatever does that comes by.
 func (u *Update) record(n filetree.NodeID, d dataRec) error {
+	if err := u.unsign(n); err != nil {
+		return err
+	}
 	u.recs.data(n, d)
 	return u.maybeFlush()
 }

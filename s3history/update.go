@@ -63,7 +63,8 @@ type Update struct {
 	punched map[filetree.NodeID]bool // that Hole or Truncate took bytes from
 	notes   map[string][]byte        // that SetNote was given
 	write   writeBuffer
-	signed  int64 // bytes of which there are new signatures
+	signed  int64                    // bytes of which there are new signatures
+	rolled  map[filetree.NodeID]bool // files that SetSignature was called for
 	closed  bool
 
 	nameless bool // nodes are ended by EndNode and not with their last name
@@ -87,6 +88,7 @@ func (u *Update) start(seq uint64) {
 	u.segments, u.packs, u.stats, u.flags = nil, packSum{}, stats{}, 0
 	u.recs = recorder{cost: u.packCost}
 	u.nameless, u.keeps = false, false
+	u.rolled = map[filetree.NodeID]bool{}
 	u.touched, u.signed = u.touched[:0], 0
 	u.added, u.linked, u.unsaid = nil, map[filetree.NodeID]bool{}, map[catalog.Entry]bool{}
 	u.uids, u.gids = map[uint32]bool{}, map[uint32]bool{}

@@ -87,6 +87,7 @@ type Writer struct {
 	meta       seal.Key
 	content    seal.Key
 	blockSum   seal.Key
+	rollingSum seal.Key
 	recipients *seal.Recipients
 	log        *slog.Logger
 	busy       bool
@@ -102,6 +103,7 @@ func NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) {
 	}
 	w.content = w.meta.Derive(labelContent, w.repo[:])
 	w.blockSum = w.meta.Derive(labelBlockSum, w.repo[:])
+	w.rollingSum = w.meta.Derive(labelRolling, w.repo[:])
 	var err error
 	if w.journal, err = openJournal(o.StateDir); err != nil {
 		return nil, err

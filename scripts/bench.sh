@@ -6,7 +6,8 @@
 #   FILES=100000   how many small files the first tree has
 #   ROUNDS=3       how often the short steps are repeated; the median counts
 #   QUICK=1        small sizes, to see in some minutes that all of it works
-#   ONLY="a b c"   which parts: small files, a large image, a tree of programs
+#   ONLY="a b c d" which parts: small files, a large image, a tree of programs; a file of a
+#                  directory that is scanned, beside rdiff, in a table of its own
 #   TOOLS="secrate restic borg"
 #
 # It needs root, for the Btrfs volume on a loop device and to drop caches. Everything
@@ -20,7 +21,7 @@ export PATH LC_ALL=C
 if [ -n "${QUICK:-}" ]; then
 	FILES=${FILES:-3000} IMAGE=${IMAGE:-64} ROUNDS=${ROUNDS:-1}
 fi
-FILES=${FILES:-100000} IMAGE=${IMAGE:-1024} ROUNDS=${ROUNDS:-3} ONLY=${ONLY:-a b c}
+FILES=${FILES:-100000} IMAGE=${IMAGE:-1024} ROUNDS=${ROUNDS:-3} ONLY=${ONLY:-a b c d}
 read -ra tools <<<"${TOOLS:-secrate restic borg}"
 
 fail() {
@@ -28,6 +29,13 @@ fail() {
 	exit 1
 }
 say() { printf '%5d s  %s\n' "$SECONDS" "$*" >&2; }
+
+# rdiff is to be compared with: where it is missing and cannot be had, part d is left out.
+if [[ " $ONLY " = *" d "* ]] && ! command -v rdiff >/dev/null &&
+	! { command -v apt-get >/dev/null && apt-get install -y --no-install-recommends rdiff; } >&2; then
+	say "rdiff is missing: no part d"
+	ONLY=" $ONLY " ONLY=${ONLY/ d / }
+fi
 
 [ "$(id -u)" -eq 0 ] || fail "a Btrfs volume and cold caches take root"
 [ -x bin/secrate ] || fail "bin/secrate is missing: make"
@@ -302,6 +310,71 @@ if [[ " $ONLY " = *" c "* ]]; then
 	first "$name"
 	all "$name"
 	end
+fi
+
+# A row of part d: work, figure, secrate, rdiff, and what rdiff is to be multiplied with to be
+# the most that secrate may have.
+rolled() { printf '%s|%s|%s|%s|%s\n' "$@" >>"$work/rolling"; }
+clock() { # command: runs it with cold caches and leaves its seconds in $seconds, its peak in $kib
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	/usr/bin/time -q -f '%e %M' -o "$work/time" "$@" >"$work/out" 2>&1 || fail "$*"$'\n'"$(tail -20 "$work/out")"
+	read -r seconds kib <"$work/time"
+}
+median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+
+if [[ " $ONLY " = *" d "* ]]; then
+	base=$work/d
+	mkdir "$base" "$base/src"
+	export SECRATE_CONFIG=$base/config.toml SECRATE_STATE=$base/state
+	"$work/secrate" init --classic --repo "$base/secrate" --identity-out "$base/key" >/dev/null
+	"$work/secrate" source add src "$base/src" >/dev/null
+	say "making a dump of $IMAGE MiB"
+	benchdata dump "$base/src/dump" "$IMAGE"
+	block=4096 # as package rolling chooses it
+	while [ $((block * block)) -lt $((IMAGE << 20)) ]; do block=$((block * 2)); done
+	snap=("$work/secrate" --progress none snap src)
+	say "first snapshot"
+	clock "${snap[@]}"
+	rolled "a dump of $IMAGE MiB" "first snapshot (s)" "$seconds" - -
+	for lines in 1 100; do
+		name="a line inserted at the front"
+		[ $lines = 1 ] || name="$lines lines inserted, spread over it"
+		for r in $(seq "$ROUNDS"); do
+			say "$name, round $r"
+			ln "$base/src/dump" "$base/old"
+			cp "$base/src/dump" "$base/src/dump~"
+			benchdata lines "$base/src/dump~" $lines
+			mv "$base/src/dump~" "$base/src/dump"
+			before=$(size "$base/secrate")
+			clock "${snap[@]}"
+			after=$(size "$base/secrate")
+			echo "$seconds" >>"$base/s$lines"
+			echo $((kib / 1024)) >>"$base/m$lines"
+			echo $((${after% *} - ${before% *})) >>"$base/u$lines"
+			rm -f "$base/sig" "$base/delta"
+			clock rdiff -b "$block" signature "$base/old" "$base/sig"
+			once=$seconds
+			clock rdiff -b "$block" delta "$base/sig" "$base/src/dump" "$base/delta"
+			awk -v a="$once" -v b="$seconds" 'BEGIN { print a + b }' >>"$base/rs$lines"
+			stat -c %s "$base/delta" >>"$base/rd$lines"
+			stat -c %s "$base/sig" >>"$base/rg$lines"
+			rm "$base/old"
+		done
+		rolled "$name" "uploaded, beside rdiff's delta (bytes)" "$(median <"$base/u$lines")" "$(median <"$base/rd$lines")" 1.5
+		rolled "$name" "the same, beside its signature, too" "$(median <"$base/u$lines")" \
+			$(($(median <"$base/rd$lines") + $(median <"$base/rg$lines"))) 1.5
+		rolled "$name" "secrate snap, beside signature and delta (s)" "$(median <"$base/s$lines")" "$(median <"$base/rs$lines")" 1
+		rolled "$name" "peak memory (MiB)" "$(sort -n "$base/m$lines" | tail -1)" - -
+	done
+	"$work/secrate" --progress none restore --identity "$base/key" --at latest --to "$base/restored" src >/dev/null
+	cmp "$base/src/dump" "$base/restored/dump" || fail "what was restored of the dump differs"
+	rm -rf "$base"
+	printf '### Rolling deltas: %s, %s, blocks of %s bytes, cold caches\n\n' "$(date -u +%Y-%m-%d)" "$(rdiff --version | sed -n 's/^rdiff (\(.*\))/\1/p')" "$block"
+	printf '| work | figure | secrate | rdiff | |\n|---|---|---:|---:|---|\n'
+	awk -F '|' '{ printf "| %s | %s | %s | %s | %s |\n", $1, $2, $3, $4, $5 == "-" ? "" : "at most " $5 " times: " ($3 <= $4 * $5 ? "met" : "**not met**") }' "$work/rolling"
+	echo
+	[ -s "$results" ] || exit 0
 fi
 
 # ---- The tables --------------------------------------------------------------------

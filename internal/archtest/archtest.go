@@ -39,8 +39,8 @@ var (
 	// Leaves do one thing each and know the nouns alone.
 	leaves = []string{
 		"internal/catalog", "internal/config", "internal/delta", "internal/exclude", "internal/hook", "internal/keep",
-		"internal/localfs", "internal/progress", "internal/schedule", "internal/seal", "internal/status", "internal/watch",
-		"internal/when",
+		"internal/localfs", "internal/progress", "internal/rolling", "internal/schedule", "internal/seal", "internal/status",
+		"internal/watch", "internal/when",
 	}
 
 	// Contracts are what pipelines know of what is behind an implementation.
@@ -64,6 +64,7 @@ var Rules = []Rule{
 	{"internal/keep", nil},
 	{"internal/localfs", nouns},
 	{"internal/progress", nouns},
+	{"internal/rolling", nil},
 	{"internal/schedule", nil},
 	{"internal/seal", nouns},
 	{"internal/status", nouns},

@@ -10,6 +10,7 @@ import (
 	"github.com/secrate/secrate/internal/delta"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/localfs"
+	"github.com/secrate/secrate/internal/rolling"
 	"github.com/secrate/secrate/s3history"
 )
 
@@ -36,18 +37,54 @@ type differ struct {
 	oldF   *localfs.File
 	d      delta.Differ
 	window []byte
+
+	signer *rolling.Signer // of what is read, or nil
+	sample bool            // whether it is worth it, the first bytes say
+	roll   *roller         // what the file was is looked for; or nil
 }
 
 // segment sends the pieces of a segment, cut at multiples of 1 MiB.
 func (d *differ) segment(ctx context.Context, s filetree.Segment) error {
+	if s.Length == 0 {
+		return nil
+	}
+	if d.roll != nil && !s.Hole {
+		return d.roll.segment(ctx, s)
+	}
 	if s.Hole {
 		if d.fresh {
 			return nil
 		}
+		if d.roll != nil {
+			if err := d.roll.flush(ctx); err != nil {
+				return err
+			}
+		}
 		return d.t.send(ctx, s3history.Piece{Offset: s.Offset, Items: []s3history.Item{{Hole: s.Length}}})
 	}
-	for off := s.Offset; off < s.End(); {
-		end := min(off-off%catalog.MaxPart+catalog.MaxPart, s.End())
+	return d.plain(ctx, s.Range)
+}
+
+// plain sends the pieces of a range that is data.
+func (d *differ) plain(ctx context.Context, r filetree.Range) error {
+	for off := r.Offset; off < r.End(); {
+		end := min(nextCut(off), r.End())
+		at, to, err := d.oldExtent(off, end)
+		if err != nil {
+			return err
+		}
+		if at == off {
+			if to = min(to, r.End()); to != end {
+				if ok, err := d.known(ctx, off, to-off); err != nil {
+					return err
+				} else if ok {
+					off = to
+					continue
+				}
+			}
+		} else {
+			end = at
+		}
 		if err := d.piece(ctx, off, end-off); err != nil {
 			return err
 		}
@@ -55,6 +92,9 @@ func (d *differ) segment(ctx context.Context, s filetree.Segment) error {
 	}
 	return nil
 }
+
+// nextCut returns the first place behind off where pieces are cut.
+func nextCut(off int64) int64 { return off - off%catalog.MaxPart + catalog.MaxPart }
 
 func (d *differ) piece(ctx context.Context, off, length int64) error {
 	// The recorder keeps the bytes until they are in a blob: a new buffer for each.
@@ -66,6 +106,7 @@ func (d *differ) piece(ctx context.Context, off, length int64) error {
 		return err
 	}
 	d.r.j.o.Observer.Seen(0, int64(len(data)))
+	d.note(off, data)
 	p := s3history.Piece{Offset: off}
 	// An id for a stretch that may be found again: all of what lies between two cuts.
 	if len(data) >= s3history.MinContent && (off%catalog.MaxPart == 0 || d.old == nil) {
@@ -98,6 +139,7 @@ const salvageBlock = 4096
 // incomplete.
 func (d *differ) salvage(ctx context.Context, off, length int64, cause error) error {
 	d.t.lack(cause)
+	d.signer = nil
 	data := make([]byte, length)
 	start := int64(0) // of what could be read up to from
 	run := func(to int64) error {

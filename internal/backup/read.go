@@ -40,6 +40,8 @@ type reader struct {
 	again  map[filetree.NodeID]bool   // incomplete nodes: to be looked at in every increment
 	nlinks map[filetree.NodeID]uint32 // of nodes looked at that have several names: how many
 	inodes []inode                    // see nodeOf; nil until it is asked for
+
+	signing signing
 }
 
 func (j *Job) newReader(ctx context.Context, u *s3history.Update, tree *localfs.Tree, res *Result) *reader {
@@ -68,6 +70,8 @@ type task struct {
 	broken error         // why the pieces are not all there; set before they are closed
 	lacks  error         // why the node is incomplete; set before they are closed
 	later  *localfs.Stat // what stat has become meanwhile, or nil; set before they are closed
+	olds   olds          // of a scan: what the file may have been
+	sign   signed        // set before they are closed
 
 	record func(t *task) error // by the recorder
 }
@@ -183,8 +187,13 @@ func (t *task) lack(err error) {
 func (r *reader) put(t *task, n filetree.NodeID) error {
 	for p := range t.pieces {
 		put := r.u.Put
-		if r.blind && len(p.Items) == 1 && p.Items[0].Data != nil {
-			put = r.u.Overwrite
+		if r.blind && len(p.Items) == 1 {
+			switch it := p.Items[0]; {
+			case it.Data != nil:
+				put = r.u.Overwrite
+			case it.Keep > 0:
+				put = r.u.Remember
+			}
 		}
 		if err := put(n, p); err != nil {
 			return fmt.Errorf("%s: %w", t.path, err)
@@ -202,6 +211,9 @@ func (r *reader) put(t *task, n filetree.NodeID) error {
 		return r.incomplete(t.path, n, t.lacks)
 	}
 	delete(r.again, n)
+	if t.sign.sig != nil {
+		return r.u.SetSignature(n, t.sign.sig, t.sign.isNew)
+	}
 	return nil
 }
 
@@ -225,6 +237,10 @@ func (r *reader) readFile(ctx context.Context, t *task, f *localfs.File, ranges 
 	ranges = widen(ranges)
 	d := &differ{r: r, t: t, f: f, old: old, fresh: fresh}
 	defer d.close()
+	if err := d.beginRolling(size); err != nil {
+		return err
+	}
+	var run filetree.Segment // of one kind, across the steps
 	for _, rg := range ranges {
 		for from := rg.Offset; from < min(rg.End(), size); {
 			// A segment list is asked for a part at a time: it can be long.
@@ -237,14 +253,22 @@ func (r *reader) readFile(ctx context.Context, t *task, f *localfs.File, ranges 
 				return err
 			}
 			for _, s := range segs {
-				if err := d.segment(ctx, s); err != nil {
+				if s.Hole == run.Hole && s.Offset == run.End() {
+					run.Length += s.Length
+					continue
+				}
+				if err := d.segment(ctx, run); err != nil {
 					return err
 				}
+				run = s
 			}
 			from = to
 		}
 	}
-	return nil
+	if err := d.segment(ctx, run); err != nil {
+		return err
+	}
+	return d.endRolling(ctx)
 }
 
 // maxWiden is how many stretches between two cuts are read whole where a part of each is

@@ -101,6 +101,9 @@ func (j *Job) Scan(ctx context.Context, path string, o ScanOptions) (Result, err
 	j.o.Observer.Phase(j.o.Source, "reading")
 	r := j.newReader(ctx, u, tree, &res)
 	r.blind = true
+	if err := r.beginSigning(); err != nil {
+		return res, err
+	}
 	if o.Only != nil && j.follows(head, o.Only) {
 		err = r.scanChanges(o.Only)
 	} else {

@@ -160,6 +160,10 @@ func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*
 			return nil, err
 		}
 	}
+	var was filetree.NodeID // a file that had the name: what is there now may be what an editor made of it
+	if old.Kind == filetree.File {
+		was = self.old
+	}
 	// What the state has under this name may be another node than what is there now;
 	// then nothing of it, and nothing below it, is to be compared.
 	if self.old != 0 && (old.Kind != it.Kind || old.Ino != 0 && it.Ino != 0 && old.Ino != it.Ino) {
@@ -188,6 +192,9 @@ func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*
 		}
 	}
 	t := &task{path: path, kind: it.Kind, moved: moved}
+	if w.live != nil && !w.first && it.Kind == filetree.File {
+		t.olds = olds{state: w.state, nodes: [2]filetree.NodeID{self.old, was}}
+	}
 	name, kind, has := it.Name, it.Kind, self.old != 0
 	dir := it.Parent.Retain()
 	if it.Dir != nil {

@@ -13,6 +13,7 @@
 //	snapshots (source, seq) -> time, name, statistics, hash of the manifest
 //	kept      what a reader of streams remembers, and no manifest tells
 //	signed    sums of blocks, of bytes that cannot be read; no manifest tells them
+//	rolling   signatures of whole files, for the same; no manifest tells them
 //
 // What no extent covers is a hole. A node's key holds its source in the upper bits,
 // so one file serves all sources of a writer (and a reader's all writers).
@@ -41,10 +42,10 @@ import (
 
 // schemaVersion is kept in the file's user_version. A catalog of an earlier version gets
 // what it has not; one of a later version is not read but made anew.
-const schemaVersion = 3
+const schemaVersion = 4
 
 // schemas are what each version has brought.
-var schemas = [schemaVersion]string{schema, keptSchema, signaturesSchema}
+var schemas = [schemaVersion]string{schema, keptSchema, signaturesSchema, rollingSchema}
 
 const schema = `
 CREATE TABLE sources (
@@ -238,7 +239,7 @@ func (db *DB) setup(o Options) error {
 		}
 		version = schemaVersion
 	}
-	if version == 1 || version == 2 { // which a reader has no need to change
+	if version >= 1 && version < schemaVersion { // which a reader has no need to change
 		version = schemaVersion
 	}
 	if version == schemaVersion && !o.ReadOnly && !o.Temporary {

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"path/filepath"
 	"testing"
@@ -89,7 +90,7 @@ func TestUpgrade(t *testing.T) {
 			}
 		}
 		err := errors.Join(sqlitex.ExecuteTransient(c, "INSERT INTO sources VALUES (1, 'w', 'i', 'name', 2)", nil),
-			sqlitex.ExecuteTransient(c, []string{1: "PRAGMA user_version = 1", 2: "PRAGMA user_version = 2"}[version], nil), c.Close())
+			sqlitex.ExecuteTransient(c, fmt.Sprintf("PRAGMA user_version = %d", version), nil), c.Close())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -103,7 +104,7 @@ func TestUpgrade(t *testing.T) {
 			}
 			if !readOnly {
 				v := db.At(1, 1)
-				if err := errors.Join(v.Keep([]byte("k"), []byte("v")), v.AddSignature(2, signature(0, 1, 0, 9)), v.EndNode(2)); err != nil {
+				if err := errors.Join(v.Keep([]byte("k"), []byte("v")), v.AddSignature(2, signature(0, 1, 0, 9)), v.SetRolling(2, []byte("s")), v.EndNode(2)); err != nil {
 					t.Errorf("version %d: %v", version, err)
 				}
 			}

@@ -355,6 +355,9 @@ func (v View) EndNode(n filetree.NodeID) error {
 			return err
 		}
 	}
+	if err := v.dropRolling(n); err != nil {
+		return err
+	}
 	return v.db.exec("DELETE FROM signed WHERE node = ?", key)
 }
 
@@ -548,7 +551,12 @@ func (v View) EndAll() error {
 			return err
 		}
 	}
-	return v.db.exec("DELETE FROM signed WHERE node >= ? AND node < ?", v.source<<nodeBits, (v.source+1)<<nodeBits)
+	for _, table := range []string{"signed", "rolling"} {
+		if err := v.db.exec("DELETE FROM "+table+" WHERE node >= ? AND node < ?", v.source<<nodeBits, (v.source+1)<<nodeBits); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ChangedSince returns the nodes that are not as they were at snapshot seq, or have

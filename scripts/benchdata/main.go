@@ -9,6 +9,8 @@
 //	benchdata image FILE MIB          an image of incompressible and compressible stretches
 //	benchdata byte FILE               changes one byte of it
 //	benchdata scatter FILE N          N writes of 64 random bytes, spread over it
+//	benchdata dump FILE MIB           one file of rows of text, as a dump of a database
+//	benchdata lines FILE N            writes it again with N lines more, the first at the front
 //	benchdata count URL FILE          stands before the S3 server at URL, prints its own
 //	                                  address, and notes each request in FILE
 //
@@ -60,6 +62,10 @@ func main() {
 		err = each(path, n, round, func(name string, b []byte) error { return os.WriteFile(name, append(b, text(r, 60)...), 0o644) })
 	case "image":
 		err = image(r, path, n)
+	case "dump":
+		err = dump(r, path, n)
+	case "lines":
+		err = lines(path, n)
 	case "byte":
 		err = scatter(r, path, 1, 1)
 	case "scatter":
@@ -131,6 +137,53 @@ func small(r *rand.Rand, dir string, n int) error {
 		}
 	}
 	return nil
+}
+
+// dump makes rows of about 200 bytes, each with a number of its own.
+func dump(r *rand.Rand, path string, mib int) error {
+	pool := text(r, 16<<20)
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var b []byte
+	for row, left := 0, mib<<20; left > 0; left -= len(b) {
+		b = b[:0]
+		for len(b) < min(left, 1<<20) {
+			row++
+			at := r.IntN(len(pool) - 200)
+			b = fmt.Appendf(b, "%d\t%016x\t%s\n", row, r.Uint64(), bytes.ReplaceAll(pool[at:at+100+r.IntN(100)], []byte{'\n'}, []byte{' '}))
+		}
+		b = b[:min(len(b), left)]
+		if _, err := f.Write(b); err != nil {
+			return err
+		}
+	}
+	return f.Close()
+}
+
+// lines writes a file again with n lines more, spread evenly. The first is at the front.
+func lines(path string, n int) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	out.Grow(len(b) + 64*n)
+	for i := range n {
+		at := 0
+		if i > 0 {
+			at = bytes.IndexByte(b, '\n') + 1
+		}
+		out.Write(b[:at])
+		fmt.Fprintf(&out, "-- a line that was not there before, %d\n", i)
+		b = b[at:]
+		k := len(b) / (n - i)
+		out.Write(b[:k])
+		b = b[k:]
+	}
+	return os.WriteFile(path, out.Bytes(), 0o644)
 }
 
 // each calls change for n of the regular files below dir, spread evenly. Every round
