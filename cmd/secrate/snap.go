@@ -241,6 +241,7 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 		r.watch.expect(r.size)
 	}
 	j, err := backup.New(backup.Options{Writer: wr.writer, Source: r.name, Exclude: r.src.Exclude, Keep: keepRule(r.src),
+		ExcludeFiles: r.src.ExcludeFiles, SkipCaches: r.src.SkipCaches, SkipNodump: r.src.SkipNodump,
 		Host: hostname(), Observer: r.watch, Log: a.log})
 	if err != nil {
 		r.err = err

@@ -75,6 +75,23 @@ type Child struct {
 	Attr filetree.Attr
 }
 
+// Child returns the entry under a name of a directory, or an error that wraps
+// filetree.ErrNotExist.
+func (v View) Child(dir filetree.NodeID, name string) (c Child, err error) {
+	v.db.mu.Lock()
+	defer v.db.mu.Unlock()
+	err = fmt.Errorf("%q: %w", name, filetree.ErrNotExist)
+	qerr := v.db.query(`SELECT e.node, n.attr FROM entries e JOIN nodes n ON n.node = e.node
+		WHERE e.dir = ?1 AND e.born <= ?2 AND (e.died = 0 OR e.died > ?2)
+		AND n.born <= ?2 AND (n.died = 0 OR n.died > ?2) AND e.name = ?3`,
+		func(r *sqlite.Stmt) bool {
+			c = Child{Name: name, Node: nodeOf(r.ColumnInt64(0))}
+			c.Attr, err = decodeAttr(column(r, 1))
+			return false
+		}, v.key(dir), v.seq, []byte(name))
+	return c, errors.Join(qerr, err)
+}
+
 // Children yields a directory's entries, by name in byte order.
 func (v View) Children(dir filetree.NodeID) iter.Seq2[Child, error] {
 	const batchSize = 512

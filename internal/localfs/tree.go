@@ -239,7 +239,17 @@ type Stat struct {
 	Nlink  uint32
 	Dev    uint64 // of the file system or subvolume it is in
 	Blocks int64  // allocated, of 512 bytes
+
+	nodump trool
 }
+
+// A trool is a boolean that may be unknown.
+type trool int8
+
+const (
+	no  trool = -1
+	yes trool = 1
+)
 
 // basic is what statx tells.
 func basic(st *unix.Statx_t) Stat {
@@ -262,6 +272,12 @@ func basic(st *unix.Statx_t) Stat {
 	}
 	if s.Kind == filetree.File {
 		s.Size = int64(st.Size)
+	}
+	switch {
+	case st.Attributes&unix.STATX_ATTR_NODUMP != 0:
+		s.nodump = yes
+	case st.Attributes_mask&unix.STATX_ATTR_NODUMP != 0 || s.Kind != filetree.File && s.Kind != filetree.Dir:
+		s.nodump = no
 	}
 	return s
 }
@@ -386,6 +402,25 @@ func (d *Dir) LookAt(name string) (Stat, error) {
 		return Stat{}, fmt.Errorf("stat %q: %w", name, err)
 	}
 	return basic(&st), nil
+}
+
+// Nodump reports whether the entry name has the flag nodump, as chattr(1) sets it for a file or
+// directory.
+func (d *Dir) Nodump(name string) (bool, error) {
+	st, err := d.LookAt(name)
+	if err != nil {
+		return false, err
+	}
+	return d.nodump(name, &st)
+}
+
+// nodump is Nodump where it has been looked at the entry: not every file system says it there.
+func (d *Dir) nodump(name string, st *Stat) (bool, error) {
+	if st.nodump != 0 {
+		return st.nodump == yes, nil
+	}
+	all, err := d.StatAt(name, st.Kind)
+	return all.Flags&flagNodump != 0, err
 }
 
 // Look is LookAt for d itself, as it was when it was opened.

@@ -37,6 +37,34 @@ type Item struct {
 
 	w    *walker
 	skip bool
+	look *Stat // see Look
+}
+
+// Look returns what LookAt says of the entry, or Look of the directory it leads to. The file
+// system is asked once.
+func (it *Item) Look() (Stat, error) {
+	if it.look == nil {
+		var st Stat
+		if it.Dir != nil {
+			st = it.Dir.Look()
+		} else {
+			var err error
+			if st, err = it.Parent.LookAt(it.Name); err != nil {
+				return Stat{}, err
+			}
+		}
+		it.look = &st
+	}
+	return *it.look, nil
+}
+
+// Nodump reports whether a file or directory has the flag nodump, as chattr(1) sets it.
+func (it *Item) Nodump() (bool, error) {
+	st, err := it.Look()
+	if err != nil {
+		return false, err
+	}
+	return it.Parent.nodump(it.Name, &st)
 }
 
 // SkipDir makes the walk not enter the directory it.Dir.
