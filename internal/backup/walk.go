@@ -288,6 +288,7 @@ func touched(old, now *filetree.Attr) bool {
 // record brings one entry into the update.
 func (w *walker) record(t *task, parent, self *place, name string, old *filetree.Attr) error {
 	u := w.r.u
+	was := self.old // which the walk reads, and nobody writes any more
 	if w.live != nil && (parent.node == 0 || t.err == nil && t.stat.Kind != t.kind) { // it went away, or something else took its place
 		return nil
 	}
@@ -296,13 +297,13 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 			return nil
 		}
 		if w.live != nil && denied(t.err) { // it stays what it was
-			self.node = self.old
+			self.node = was
 			w.r.fail(t.path, t.err)
 			return nil
 		}
-		if self.old != 0 {
-			self.node = self.old
-			return w.r.incomplete(t.path, self.old, t.err)
+		if was != 0 {
+			self.node = was
+			return w.r.incomplete(t.path, was, t.err)
 		}
 		w.r.fail(t.path, t.err)
 		return nil
@@ -314,17 +315,17 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 		there := a.Kind == filetree.Dir || sameNode(old, a)
 		if there {
 			var err error
-			if there, err = w.live.place(parent.node, name, self.old, a.Kind); err != nil {
+			if there, err = w.live.place(parent.node, name, was, a.Kind); err != nil {
 				return err
 			}
 		}
 		if !there {
-			self.old = 0
+			was = 0
 		}
 	}
 	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
 		n, ok := w.links[a.Ino]
-		if !ok && w.part && self.old == 0 {
+		if !ok && w.part && was == 0 {
 			// A name that the update has is to be read again, whatever has it.
 			_, _, err := u.Lookup(parent.node, name)
 			if errors.Is(err, filetree.ErrNotExist) {
@@ -342,8 +343,8 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 		}
 	}
 	var err error
-	if self.old != 0 && (old.Btime == a.Btime || old.Btime.IsZero() || a.Btime.IsZero()) {
-		self.node = self.old
+	if was != 0 && (old.Btime == a.Btime || old.Btime.IsZero() || a.Btime.IsZero()) {
+		self.node = was
 		err = u.Replace(self.node, a)
 	} else {
 		self.node, err = w.replace(parent.node, name, a)

@@ -240,16 +240,10 @@ type Stat struct {
 	Dev    uint64 // of the file system or subvolume it is in
 	Blocks int64  // allocated, of 512 bytes
 
-	nodump trool
+	// Nodump says that it has that flag, if that is Known: not every file system says it without
+	// the file being opened. See [Dir.Nodump].
+	Nodump, NodumpKnown bool
 }
-
-// A trool is a boolean that may be unknown.
-type trool int8
-
-const (
-	no  trool = -1
-	yes trool = 1
-)
 
 // basic is what statx tells.
 func basic(st *unix.Statx_t) Stat {
@@ -273,12 +267,8 @@ func basic(st *unix.Statx_t) Stat {
 	if s.Kind == filetree.File {
 		s.Size = int64(st.Size)
 	}
-	switch {
-	case st.Attributes&unix.STATX_ATTR_NODUMP != 0:
-		s.nodump = yes
-	case st.Attributes_mask&unix.STATX_ATTR_NODUMP != 0 || s.Kind != filetree.File && s.Kind != filetree.Dir:
-		s.nodump = no
-	}
+	s.Nodump = st.Attributes&unix.STATX_ATTR_NODUMP != 0
+	s.NodumpKnown = st.Attributes_mask&unix.STATX_ATTR_NODUMP != 0
 	return s
 }
 
@@ -416,8 +406,8 @@ func (d *Dir) Nodump(name string) (bool, error) {
 
 // nodump is Nodump where it has been looked at the entry: not every file system says it there.
 func (d *Dir) nodump(name string, st *Stat) (bool, error) {
-	if st.nodump != 0 {
-		return st.nodump == yes, nil
+	if st.NodumpKnown || st.Kind != filetree.File && st.Kind != filetree.Dir {
+		return st.Nodump, nil
 	}
 	all, err := d.StatAt(name, st.Kind)
 	return all.Flags&flagNodump != 0, err
