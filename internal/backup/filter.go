@@ -191,17 +191,3 @@ func (f *filter) levelOf(d *localfs.Dir, path string) (*level, error) {
 	}
 	return f.enter(f.last[strings.Count(path, "/")], d, path), nil
 }
-
-// governs reports whether a file of that name has a say in what is left out beside it and below:
-// where it changes, all of that is to be compared.
-func (f *filter) governs(name string) bool {
-	if f.o.SkipCaches && name == cacheTag {
-		return true
-	}
-	for _, n := range f.o.ExcludeFiles {
-		if n == name {
-			return true
-		}
-	}
-	return false
-}

@@ -12,8 +12,8 @@ import (
 )
 
 // TestScanFrozen scans a file that somebody writes to without end: the number of the round at its
-// front, then at its end. Where the file system can share blocks, what
-// is kept is what the file was at one moment.
+// front, then at its end. Where the file system can share blocks, what is kept is what the file was
+// at one moment.
 func TestScanFrozen(t *testing.T) {
 	for _, tt := range []struct {
 		kind   loopfs.Kind
