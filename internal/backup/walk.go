@@ -288,7 +288,8 @@ func touched(old, now *filetree.Attr) bool {
 // record brings one entry into the update.
 func (w *walker) record(t *task, parent, self *place, name string, old *filetree.Attr) error {
 	u := w.r.u
-	was := self.old                                                                   // which the walk reads, and nobody writes any more
+	// The walk reads self.old: it is written no more.
+	was := self.old
 	if w.live != nil && (parent.node == 0 || t.err == nil && t.stat.Kind != t.kind) { // it went away, or something else took its place
 		return nil
 	}
