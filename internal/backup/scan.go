@@ -431,8 +431,8 @@ func (s *scan) remove(e catalog.Entry, n filetree.NodeID) error {
 }
 
 // freezeFrom is from which size on a file is frozen before it is read, where that can be: what is
-// larger than one piece is read by more than one call. It takes 20 to 200 µs, some 10 ms less than
-// to read and compress so much; of what is not yet written to the disk that is waited for.
+// larger than one piece is read by more than one call. It takes 20 to 200 µs, where it takes some 10 ms
+// to read and compress so much; what is not on the disk yet is written there first.
 const freezeFrom = catalog.MaxPart + 1
 
 // readStill reads all of a file, as it was at one moment or again if it has changed meanwhile, and
@@ -486,7 +486,9 @@ func (s *scan) freeze(ctx context.Context, t *task, dir *localfs.Dir, f *localfs
 		if err != nil {
 			return err
 		}
-		t.later = &st
+		if was := &t.stat; t.later != nil || st.Ctime != was.Ctime || st.Mtime != was.Mtime || st.Size != was.Size {
+			t.later = &st
+		}
 		if !still {
 			if n < scanReads { // for times that are exact
 				continue
