@@ -2,7 +2,7 @@
 // with, and changes them. The same arguments give the same bytes.
 //
 //	benchdata small DIR N             N small text files, a hundred in a directory
-//	benchdata tiny DIR N              the same, of some 300 bytes each
+//	benchdata tiny DIR N              the same, of some 350 bytes each
 //	benchdata flat DIR N              N text files of some 30 bytes, all in one directory
 //	benchdata edit DIR N [ROUND]      adds a line to N of the text files, spread over the tree
 //	benchdata insert DIR N [ROUND]    inserts a line into N files, rewritten in place
