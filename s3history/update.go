@@ -160,11 +160,15 @@ func (u *Update) touch(n filetree.NodeID) {
 // 8 MiB that a reader accepts.
 const flushSize = 3 << 20
 
+// maxRecords is how many nodes a segment may tell of. Of a node that is ended its number is all
+// that is written, but here it takes as much as every other: some 150 bytes.
+const maxRecords = 1 << 17
+
 // inlineSize is how much of a body fits into the root.
 const inlineSize = 256 << 10
 
 func (u *Update) maybeFlush() error {
-	if u.recs.size < u.w.opts.segmentSize() {
+	if u.recs.size < u.w.opts.segmentSize() && len(u.recs.nodes) < maxRecords {
 		return nil
 	}
 	return u.flushSegment()

@@ -7,7 +7,9 @@
 #   ROUNDS=3       how often the short steps are repeated; the median counts
 #   QUICK=1        small sizes, to see in some minutes that all of it works
 #   ONLY="a b c d" which parts: small files, a large image, a tree of programs; a file of a
-#                  directory that is scanned, beside rdiff, in a table of its own
+#                  directory that is scanned, beside rdiff, in a table of its own. Nothing but
+#                  ONLY=e asks for scans of an ordinary directory on ext4
+#   SCAN=1000000   how many files that has; to make them twice takes a minute or two
 #   TOOLS="secrate restic borg"
 #
 # It needs root, for the Btrfs volume on a loop device and to drop caches. Everything
@@ -19,9 +21,9 @@ command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
 export PATH LC_ALL=C
 
 if [ -n "${QUICK:-}" ]; then
-	FILES=${FILES:-3000} IMAGE=${IMAGE:-64} ROUNDS=${ROUNDS:-1}
+	FILES=${FILES:-3000} SCAN=${SCAN:-30000} IMAGE=${IMAGE:-64} ROUNDS=${ROUNDS:-1}
 fi
-FILES=${FILES:-100000} IMAGE=${IMAGE:-1024} ROUNDS=${ROUNDS:-3} ONLY=${ONLY:-a b c d}
+FILES=${FILES:-100000} SCAN=${SCAN:-1000000} IMAGE=${IMAGE:-1024} ROUNDS=${ROUNDS:-3} ONLY=${ONLY:-a b c d}
 read -ra tools <<<"${TOOLS:-secrate restic borg}"
 
 fail() {
@@ -54,7 +56,7 @@ fi
 # ---- A directory, a volume, and the end of both ---------------------------------
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/secrate-bench-XXXXXX")
-mnt=$work/mnt children=()
+mnt=$work/mnt ext=$work/ext children=()
 cleanup() {
 	local status=$?
 	trap - EXIT
@@ -62,9 +64,11 @@ cleanup() {
 		kill "$pid" 2>/dev/null || true
 		wait "$pid" 2>/dev/null || true
 	done
-	if mountpoint -q "$mnt"; then
-		umount "$mnt" 2>/dev/null || umount -l "$mnt"
-	fi
+	for m in "$mnt" "$ext"; do
+		if mountpoint -q "$m"; then
+			umount "$m" 2>/dev/null || umount -l "$m"
+		fi
+	done
 	rm -rf --one-file-system "$work"
 	exit "$status"
 }
@@ -74,6 +78,8 @@ trap 'exit 143' TERM HUP
 
 # Small files take 7 kB each, twice with a restored tree; three repositories hold half.
 need=$((FILES * 7 / 1000 * 4 + IMAGE * 5 + 2500))
+# Of the tiny ones a block each, twice, and what two repositories and the catalog have of them.
+[[ " $ONLY " != *" e "* ]] || need=$((need + SCAN * 13 / 1000))
 free=$(df -Pk "$work" | awk 'NR == 2 { print int($4 / 1024) }')
 [ "$free" -ge "$need" ] || fail "$work has $free MiB free, some $need are needed; set TMPDIR to another place"
 
@@ -97,11 +103,15 @@ mkdir -p "$HOME"
 unset SECRATE_IDENTITY RESTIC_REPOSITORY RESTIC_PASSWORD_FILE BORG_REPO
 
 # begin PART makes empty repositories for a part of the benchmark, whose tree is the
-# subvolume $src.
+# subvolume $src, or what there is at $ext.
 begin() {
 	part=$1 src=$mnt/$1 base=$work/$1
 	mkdir "$base"
-	btrfs subvolume create "$src" >/dev/null
+	if [ -d "$ext/$1" ]; then
+		src=$ext/$1
+	else
+		btrfs subvolume create "$src" >/dev/null
+	fi
 	bare=$base/bare number=0
 	for t in "${tools[@]}"; do
 		case $t in
@@ -167,9 +177,11 @@ record() { printf '%s|%s|%s|%s|%s\n' "$@" >>"$results"; }
 
 size() { find "$1" -type f -printf '%s\n' 2>/dev/null | awk '{ n += $1 } END { printf "%.0f %d\n", n, NR }'; }
 
-timed() { # work, figure, tool: runs "${cmd[@]}" with cold caches
-	sync
-	echo 3 >/proc/sys/vm/drop_caches
+timed() { # work, figure, tool: runs "${cmd[@]}" with cold caches, but if warm is set
+	if [ -z "${warm:-}" ]; then
+		sync
+		echo 3 >/proc/sys/vm/drop_caches
+	fi
 	/usr/bin/time -q -f '%e %M' -o "$work/time" "${cmd[@]}" >"$work/out" 2>&1 ||
 		fail "$3, $1: ${cmd[*]}"$'\n'"$(tail -20 "$work/out")"
 	local seconds kib
@@ -377,6 +389,44 @@ if [[ " $ONLY " = *" d "* ]]; then
 	[ -s "$results" ] || exit 0
 fi
 
+if [[ " $ONLY " = *" e "* ]]; then
+	number=0
+	mkdir "$ext"
+	truncate -s $((SCAN * 9 / 1000 + 1000))M "$work/ext4"
+	mkfs.ext4 -q -F -N $((SCAN * 2 + SCAN / 10)) "$work/ext4"
+	mount -o loop,noatime "$work/ext4" "$ext"
+	scan() { # figure, tool
+		say "$what, $1: $2"
+		number=$((number + 1))
+		backup "$2"
+		timed "$what" "$1" "$2"
+	}
+	for part in deep flat; do
+		src=$ext/$part base=$work/$part what="$SCAN files, a hundred in a directory"
+		[ "$part" = deep ] || what="$SCAN files in one directory"
+		mkdir "$src"
+		say "making $what"
+		benchdata "$([ "$part" = deep ] && echo tiny || echo flat)" "$src" "$SCAN"
+		begin "$part"
+		for t in "${tools[@]}"; do
+			scan "first snapshot" "$t"
+			scan "nothing changed, cold caches" "$t"
+			find "$src" -size +1G # brings all inodes back
+			warm=1
+			for _ in $(seq "$ROUNDS"); do
+				scan "nothing changed, warm caches" "$t"
+			done
+			warm=
+		done
+		find "$src" -type f -delete
+		for t in "${tools[@]}"; do
+			scan "all files deleted" "$t"
+		done
+		rm -rf "$base"
+	done
+	umount "$ext"
+fi
+
 # ---- The tables --------------------------------------------------------------------
 
 printf '### %s\n\n' "$(date -u +%Y-%m-%d), $(nproc) cores, Btrfs on a loop device, cold caches, local repositories"
@@ -462,7 +512,14 @@ awk -F '|' -v files="$FILES" -v image="$IMAGE" '
 			if (work[i] in done) continue
 			done[work[i]]
 			key = work[i] "|restore of everything|s"
-			target("restore of everything, " work[i] ": not slower than restic", over(value(key, "restic"), value(key, "secrate")), 1, 1, " times as fast")
+			if (key in known) target("restore of everything, " work[i] ": not slower than restic", over(value(key, "restic"), value(key, "secrate")), 1, 1, " times as fast")
+		}
+		split("", done)
+		for (i = 1; i <= works; i++) {
+			key = work[i] "|nothing changed, warm caches|s"
+			if ((key in known) && !(key in done))
+				target("scan of " work[i] ", nothing changed: at least 3 times faster than restic", over(value(key, "restic"), value(key, "secrate")), 3, 1, " times")
+			done[key]
 		}
 		target("one file restored: at most 3 GETs of data", value(small "|one file restored: GETs of data|", "secrate"), 3, 0, "")
 		target("ls on a bare machine: reads metadata only, GETs of data", value(small "|ls on a bare machine: GETs of data|", "secrate"), 0, 0, "")

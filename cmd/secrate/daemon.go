@@ -215,7 +215,9 @@ func (r *running) plan(s *site) (daemon.Plan, error) {
 				return p, fmt.Errorf("source %s: %w", src.Name, err)
 			}
 			c.Watch = &daemon.Watch{Root: src.Path, Options: watch.Options{Excluded: m.Excluded, Settle: src.SettleTime(), MaxDelay: src.MaxDelayTime(), Log: r.a.log}}
-			c.Watch.Same = fmt.Sprintf("%q %v %v %q", src.Path, src.SettleTime(), src.MaxDelayTime(), src.Exclude)
+			// With other excludes everything is to be compared, as it is when watching begins.
+			c.Watch.Same = fmt.Sprintf("%q %v %v %q %q %v %v", src.Path, src.SettleTime(), src.MaxDelayTime(), src.Exclude,
+				src.ExcludeFiles, src.SkipCaches, src.SkipNodump)
 		}
 		p.Sources = append(p.Sources, c)
 	}

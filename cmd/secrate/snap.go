@@ -262,6 +262,7 @@ func (a *app) uploadRun(ctx context.Context, wr *writing, s *site, r *sourceRun,
 		r.follow.expect(r.size)
 	}
 	j, err := backup.New(backup.Options{Writer: wr.writer, Source: r.name, Exclude: r.src.Exclude, Keep: keepRule(r.src),
+		ExcludeFiles: r.src.ExcludeFiles, SkipCaches: r.src.SkipCaches, SkipNodump: r.src.SkipNodump,
 		Host: hostname(), Observer: r.follow, Log: a.log, Yield: o.yield})
 	if err != nil {
 		r.err = err

@@ -53,13 +53,18 @@ shows it. With --mode stream there is neither, and secrate ingest NAME feeds it.
 
 Patterns of --exclude are those of gitignore(5), relative to PATH: "*.tmp" at any
 depth, "/build/" only at the top. What is excluded is neither read nor stored.
+Patterns may also stand in the directories themselves, in files called as
+--exclude-files says: they hold for where the file is and all below, as with git.
+--exclude has the last word over them.
 
 Btrfs: Subvolumes inside PATH are not part of it: they need sources of their own. A
 directory inside of a subvolume is kept with --mode files only.
 
 Ordinary directories are looked through at each secrate snap: what has the size,
 times and inode number that it had is not read. What is mounted inside is not part
-of it. It need not be root's, but what may not be read is not kept.
+of it. It need not be root's, but what may not be read is not kept. --skip-caches
+leaves out what is beside a CACHEDIR.TAG (bford.info/cachedir), as many programs make
+it, --skip-nodump what has been marked by chattr +d.
 
 ZFS: With --recursive every child, now and later, is kept as well, with a history of
 its own called NAME/CHILD; snapshots of all are taken in one transaction. A child
@@ -105,12 +110,16 @@ Exit statuses:
   secrate source add vm tank/vm --adopt "autosnap_*_hourly"
   secrate source add docs /srv/docs --watch
   secrate source add db /srv/db --schedule "0 3 * * *" --before "systemctl stop db" --after "systemctl start db"
+  secrate source add docs /srv/docs --skip-caches --exclude-files .secrateignore
   secrate source add nas --mode stream`,
 		Args: arguments(1, 2, "a name and a path"),
 	}
 	s := config.Source{}
 	mode := cmd.Flags().String("mode", "auto", "`MODE`: auto, btrfs, zfs, files, stream")
 	cmd.Flags().StringArrayVar(&s.Exclude, "exclude", nil, "of Btrfs and directories: leave out what matches `PATTERN`; may be repeated")
+	cmd.Flags().StringArrayVar(&s.ExcludeFiles, "exclude-files", nil, "of directories: read patterns from files called `NAME` in them; may be repeated")
+	cmd.Flags().BoolVar(&s.SkipCaches, "skip-caches", false, "of directories: leave out what is beside a CACHEDIR.TAG")
+	cmd.Flags().BoolVar(&s.SkipNodump, "skip-nodump", false, "of directories: leave out what has the flag nodump, chattr +d")
 	cmd.Flags().StringVar(&s.Snapshots, "snapshots", "", "of Btrfs: keep local snapshots in `DIR` on the same file system instead of PATH/.secrate")
 	cmd.Flags().BoolVar(&s.Recursive, "recursive", false, "of ZFS: keep all children, too")
 	cmd.Flags().StringArrayVar(&s.Adopt, "adopt", nil, "of ZFS: take no snapshots but the newest that is called like `PATTERN`; may be repeated")
@@ -336,23 +345,28 @@ Exit statuses:
 // A sourceRecord is a source as --json shows it: what the configuration says of it, but for
 // the address of its monitor, which is a secret.
 type sourceRecord struct {
-	Name        string      `json:"name"`
-	Path        string      `json:"path,omitempty"`
-	Mode        config.Mode `json:"mode"`
-	Exclude     []string    `json:"exclude,omitempty"`
-	Snapshots   string      `json:"snapshots,omitempty"`
-	Keep        string      `json:"keep,omitempty"`
-	Dataset     string      `json:"dataset,omitempty"`
-	Recursive   bool        `json:"recursive,omitempty"`
-	Adopt       []string    `json:"adopt,omitempty"`
-	Schedule    string      `json:"schedule,omitempty"`
-	Delay       duration    `json:"delay,omitzero"`
-	Watch       bool        `json:"watch,omitempty"`
-	Settle      duration    `json:"settle,omitzero"`
-	MaxDelay    duration    `json:"max_delay,omitzero"`
-	Before      string      `json:"before,omitempty"`
-	After       string      `json:"after,omitempty"`
-	HookTimeout duration    `json:"hook_timeout,omitzero"`
+	Name    string      `json:"name"`
+	Path    string      `json:"path,omitempty"`
+	Mode    config.Mode `json:"mode"`
+	Exclude []string    `json:"exclude,omitempty"`
+
+	ExcludeFiles []string `json:"exclude_files,omitempty"`
+	SkipCaches   bool     `json:"skip_caches,omitempty"`
+	SkipNodump   bool     `json:"skip_nodump,omitempty"`
+
+	Snapshots   string   `json:"snapshots,omitempty"`
+	Keep        string   `json:"keep,omitempty"`
+	Dataset     string   `json:"dataset,omitempty"`
+	Recursive   bool     `json:"recursive,omitempty"`
+	Adopt       []string `json:"adopt,omitempty"`
+	Schedule    string   `json:"schedule,omitempty"`
+	Delay       duration `json:"delay,omitzero"`
+	Watch       bool     `json:"watch,omitempty"`
+	Settle      duration `json:"settle,omitzero"`
+	MaxDelay    duration `json:"max_delay,omitzero"`
+	Before      string   `json:"before,omitempty"`
+	After       string   `json:"after,omitempty"`
+	HookTimeout duration `json:"hook_timeout,omitzero"`
 }
 
 // A duration is written as the configuration has it: "5m0s".
@@ -364,7 +378,8 @@ func (a *app) listSources(s *site) error {
 	if a.json {
 		for _, src := range s.conf.Sources {
 			err := writeJSON(a.stdout, sourceRecord{
-				Name: src.Name, Path: src.Path, Mode: src.Mode, Exclude: src.Exclude, Snapshots: src.Snapshots, Keep: src.Keep,
+				Name: src.Name, Path: src.Path, Mode: src.Mode, Exclude: src.Exclude,
+				ExcludeFiles: src.ExcludeFiles, SkipCaches: src.SkipCaches, SkipNodump: src.SkipNodump, Snapshots: src.Snapshots, Keep: src.Keep,
 				Dataset: src.Dataset, Recursive: src.Recursive, Adopt: src.Adopt,
 				Schedule: src.Schedule, Delay: duration(src.Delay), Watch: src.Watch, Settle: duration(src.Settle), MaxDelay: duration(src.MaxDelay),
 				Before: src.Before, After: src.After, HookTimeout: duration(src.HookTimeout),
@@ -392,6 +407,15 @@ func (a *app) listSources(s *site) error {
 		line := fmt.Sprintf("%s\t%s\t%s", src.Name, src.Mode, path)
 		if len(src.Exclude) > 0 {
 			line += "\twithout " + progress.Printable(strings.Join(src.Exclude, " "))
+		}
+		if len(src.ExcludeFiles) > 0 {
+			line += "\twithout what " + progress.Printable(strings.Join(src.ExcludeFiles, " ")) + " says"
+		}
+		if src.SkipCaches {
+			line += "\twithout caches"
+		}
+		if src.SkipNodump {
+			line += "\twithout nodump"
 		}
 		if len(src.Adopt) > 0 {
 			line += "\tits snapshots " + progress.Printable(strings.Join(src.Adopt, " "))

@@ -97,6 +97,12 @@ type Options struct {
 	Writer  *s3history.Writer // needed
 	Source  string            // needed: the source's name
 	Exclude []string          // patterns in gitignore's syntax
+
+	// Of scans, see filter:
+	ExcludeFiles []string // names of files in the tree that have such patterns
+	SkipCaches   bool     // what is beside a CACHEDIR.TAG is left out
+	SkipNodump   bool     // what has the flag nodump is left out
+
 	Host    string
 	Keep    keep.Rule // local snapshots that stay, beside those that are needed
 	Workers int       // files read at once; 0 means 4

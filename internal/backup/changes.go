@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/localfs"
 	"github.com/secrate/secrate/s3history"
@@ -24,7 +23,11 @@ type Changes struct {
 // follows reports whether to look at what has changed is enough to come from head to what the
 // tree has.
 func (j *Job) follows(head s3history.Snapshot, c *Changes) bool {
-	return head.Seq > 0 && !head.Partial && slices.Equal(head.Info.Exclude, j.o.Exclude) && !slices.Contains(c.Trees, "")
+	if head.Seq == 0 || head.Partial || !slices.Equal(head.Info.Exclude, j.o.Exclude) || slices.Contains(c.Trees, "") {
+		return false
+	}
+	f := filter{o: &j.o}
+	return !slices.ContainsFunc(c.Paths, f.says) // what is said in the root is of everything
 }
 
 // scanChanges is scan where only some names can have changed. Work is proportional to these,
@@ -58,8 +61,8 @@ func (r *reader) scanChanges(c *Changes) error {
 type look struct {
 	path  string
 	node  filetree.NodeID
-	names map[string]bool          // true: with all that is below
-	known map[string]catalog.Child // what the state has of these names
+	names map[string]bool  // true: with all that is below
+	known map[string]known // what the state has of these names
 }
 
 // looks are made of Changes before anything is recorded. Of what is gone, or has another inode
@@ -92,6 +95,11 @@ func (p *looks) add(path string, below bool) error {
 		p.lookIn("", filetree.RootNode)
 		return nil
 	}
+	if dir, name := cutPath(path); p.w.r.filter.says(name) && !below {
+		if err := p.add(dir, true); dir != "" || err != nil { // of the root follows has seen to it
+			return err
+		}
+	}
 	at, node := "", filetree.RootNode
 	names := strings.Split(path, "/")
 	for i, name := range names {
@@ -101,7 +109,8 @@ func (p *looks) add(path string, below bool) error {
 		here := path
 		if i < len(names)-1 {
 			here = strings.Join(names[:i+1], "/")
-			if p.w.r.j.exclude.Excluded(here, true) {
+			// An error says that the way to it is gone, which comes out below.
+			if left, err := p.w.r.filter.leftOut(here, filetree.Dir); err == nil && left {
 				return p.name(at, node, name, false) // it may be in the history
 			}
 			sub, err := p.dir(here, node, name)
@@ -201,7 +210,7 @@ func (p *looks) leaves(n filetree.NodeID, a *filetree.Attr) error {
 func (p *looks) lookIn(path string, node filetree.NodeID) *look {
 	l := p.at[path]
 	if l == nil {
-		l = &look{path: path, node: node, names: map[string]bool{}, known: map[string]catalog.Child{}}
+		l = &look{path: path, node: node, names: map[string]bool{}, known: map[string]known{}}
 		p.at[path] = l
 	}
 	return l
@@ -215,15 +224,12 @@ func (p *looks) name(at string, node filetree.NodeID, name string, below bool) e
 	if ok {
 		return nil
 	}
-	n, err := p.w.state.Lookup(node, name)
+	c, err := p.w.state.Child(node, name)
 	if err != nil {
 		return ignoreNotExist(err)
 	}
-	a, err := p.w.state.Attr(n)
-	if err != nil {
-		return err
-	}
-	l.known[name] = catalog.Child{Node: n, Name: name, Attr: a}
+	n, a := c.Node, c.Attr
+	l.known[name] = known{Child: c}
 	if below {
 		if same, err := p.dir(joinPath(at, name), node, name); err != nil {
 			return err
@@ -297,14 +303,18 @@ func joinPath(dir, name string) string {
 func (w *walker) some(l *look, give func(*task) error) error {
 	dir, err := w.r.tree.OpenDir(l.path)
 	if err != nil {
-		w.unseen(l.path, err)
+		w.failed(l.path, err)
 		return nil
 	}
 	defer dir.Close()
 	if err := give(w.dirTask(l, dir.Retain())); err != nil {
 		return err
 	}
-	at := &place{node: l.node, old: l.node, known: l.known}
+	at := &place{node: l.node, old: l.node, known: l.known, named: true}
+	if at.level, err = w.r.filter.levelOf(dir, l.path); err != nil {
+		w.failed(l.path, err)
+		return nil
+	}
 	for _, name := range slices.Sorted(maps.Keys(l.names)) {
 		if err := w.one(dir, joinPath(l.path, name), name, at, l.names[name], give); err != nil {
 			return err
@@ -312,14 +322,6 @@ func (w *walker) some(l *look, give func(*task) error) error {
 	}
 	w.live.left(at)
 	return nil
-}
-
-// unseen notes that something cannot be looked at. If it has gone, the name that leads to it
-// is looked at as well, now or soon.
-func (w *walker) unseen(path string, err error) {
-	if !w.live.missed(err) {
-		w.r.fail(path, err)
-	}
 }
 
 // dirTask sets the attributes of a directory in which something has changed.
@@ -333,7 +335,7 @@ func (w *walker) dirTask(l *look, dir *localfs.Dir) *task {
 		},
 		record: func(t *task) error {
 			if t.err != nil {
-				w.unseen(t.path, t.err)
+				w.failed(t.path, t.err)
 				return nil
 			}
 			if err := w.r.u.Replace(l.node, &t.stat.Attr); err != nil {
@@ -354,11 +356,11 @@ func (w *walker) one(dir *localfs.Dir, path, name string, at *place, below bool,
 	switch {
 	case it == nil && w.live.missed(err):
 		return nil // left takes it for gone
-	case it != nil && w.r.j.exclude.Excluded(path, it.Kind == filetree.Dir):
+	case it != nil && w.r.filter.excludes(at.level, path, it.Kind, it.Nodump):
 		return nil // it is to be gone
 	case err != nil:
 		w.live.present(at, name)
-		w.unseen(path, err)
+		w.failed(path, err)
 		return nil
 	case it.Boundary != nil:
 		w.live.present(at, name)

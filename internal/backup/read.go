@@ -36,6 +36,7 @@ type reader struct {
 	mu    sync.Mutex // guards what res has of failures
 	res   *Result
 
+	filter *filter
 	links  map[uint64]filetree.NodeID // see walker
 	again  map[filetree.NodeID]bool   // incomplete nodes: to be looked at in every increment
 	nlinks map[filetree.NodeID]uint32 // of nodes looked at that have several names: how many
@@ -45,7 +46,8 @@ type reader struct {
 }
 
 func (j *Job) newReader(ctx context.Context, u *s3history.Update, tree *localfs.Tree, res *Result) *reader {
-	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res, before: u.Before(), links: map[uint64]filetree.NodeID{}, again: map[filetree.NodeID]bool{}}
+	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res, before: u.Before(), filter: &filter{o: &j.o, tree: tree, m: j.exclude},
+		links: map[uint64]filetree.NodeID{}, again: map[filetree.NodeID]bool{}}
 }
 
 // fail notes what could not be read. Who walks and who records call it.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,10 +34,14 @@ type scan struct {
 	w *walker
 
 	// Of the goroutine that walks:
-	inodes []inode                           // of the state, by number; nil until asked for
-	few    bool                              // inodes are those of what has changed; see changes.go
-	gone   map[catalog.Entry]filetree.NodeID // names that the tree has no longer
-	mounts []string                          // what is mounted inside
+	inodes []inode // of the state, by number; nil until asked for
+	few    bool    // inodes are those of what has changed; see changes.go
+	gone   gone
+	held   int      // names in all maps of what is known
+	mounts []string // what is mounted inside
+
+	// Of the workers: files of this file system cannot be frozen.
+	noFreeze atomic.Bool
 
 	// Of the goroutine that records:
 	limbo  []aside                  // directories whose place another has taken
@@ -133,15 +139,17 @@ func (r *reader) scan() error {
 	if err := w.live.settle(); err != nil {
 		return err
 	}
-	return r.j.warnOnce(r.u, "nested", w.live.mounts, func(p string) string {
-		return fmt.Sprintf("another file system is mounted on %s, of which nothing is kept: it needs a source of its own", p)
-	})
+	return errors.Join(
+		r.j.warnOnce(r.u, "filter", r.filter.wrong, func(w string) string { return w }),
+		r.j.warnOnce(r.u, "nested", w.live.mounts, func(p string) string {
+			return fmt.Sprintf("another file system is mounted on %s, of which nothing is kept: it needs a source of its own", p)
+		}))
 }
 
 // scanner returns a walker of a tree that is in use.
 func (r *reader) scanner() *walker {
 	w := &walker{r: r, state: r.u.Before(), first: r.u.Head().Seq == 0, links: r.links}
-	w.live = &scan{w: w, gone: map[catalog.Entry]filetree.NodeID{}, placed: map[filetree.NodeID]bool{}}
+	w.live = &scan{w: w, gone: gone{names: map[catalog.Entry]filetree.NodeID{}}, placed: map[filetree.NodeID]bool{}}
 	return w
 }
 
@@ -152,29 +160,98 @@ func (s *scan) missed(err error) bool {
 		errors.Is(err, localfs.ErrNotFile))
 }
 
-// maxKnown is how much may be in a directory for the walk to keep all of it in mind.
-const maxKnown = 100000
+// Bounds of what a scan keeps in mind. Tests set them.
+var (
+	maxKnown = 100000 // names of the state, of all directories from the root to where it is
+	maxNames = 10000  // names that are gone
+)
 
-// children returns what a directory has in the state, or nil if it is too much.
-func (s *scan) children(dir filetree.NodeID) (map[string]catalog.Child, error) {
-	known := map[string]catalog.Child{}
-	for c, err := range s.w.state.Children(dir) {
-		if err != nil {
-			return nil, err
-		}
-		if len(known) == maxKnown {
-			return nil, nil
-		}
-		known[c.Name] = c
-	}
-	return known, nil
+// A known is what the state has under a name.
+type known struct {
+	catalog.Child
+	at uint32 // which one it is in its directory, in the order of [catalog.View.Children]
 }
 
-// present notes that a name is there, whatever a listing before it said.
+// A gone is names that the tree has no longer. Some are kept as they are, of all others which they
+// are in their directory: a million then take 4 MB.
+type gone struct {
+	names map[catalog.Entry]filetree.NodeID
+	many  []manyGone
+}
+
+// A manyGone is names of one directory.
+type manyGone struct {
+	dir filetree.NodeID
+	at  []uint32 // ascending
+	// back is what came by all the same, if anything did.
+	back *skimmed
+}
+
+// A skimmed is what is known of a directory of which the state has too much to keep it in mind.
+type skimmed struct {
+	same []uint64 // inode numbers of what is as it was, but for directories; sorted
+	// back is which names the walk has come by that are not as they were, by their hash: some may
+	// be gone when it was skimmed and are there again.
+	back map[uint64]bool
+	seed maphash.Seed
+}
+
+// compare brings to mind what the state has in a directory, or skims it.
+func (s *scan) compare(dir *localfs.Dir, prefix string, p *place) error {
+	all := map[string]known{}
+	for c, err := range s.w.state.Children(p.old) {
+		if err != nil {
+			return err
+		}
+		if s.held+len(all) == maxKnown {
+			return s.skim(dir, prefix, p)
+		}
+		all[c.Name] = known{c, uint32(len(all))}
+	}
+	p.known, p.held = all, len(all)
+	s.held += p.held
+	return nil
+}
+
+// skim looks in a directory at each name that the state has there. What has not changed is then
+// known by its inode number, when the walk comes by.
+func (s *scan) skim(dir *localfs.Dir, prefix string, p *place) error {
+	k := &skimmed{back: map[uint64]bool{}, seed: maphash.MakeSeed()}
+	lost := manyGone{dir: p.old, back: k}
+	at := uint32(0)
+	for c, err := range s.w.state.Children(p.old) {
+		if err != nil {
+			return err
+		}
+		if at%1024 == 0 && s.w.r.ctx.Err() != nil {
+			return context.Cause(s.w.r.ctx)
+		}
+		st, err := dir.LookAt(c.Name)
+		switch {
+		case vanished(err),
+			err == nil && s.w.r.filter.excludes(p.level, prefix+c.Name, st.Kind, func() (bool, error) { return dir.Nodump(c.Name) }):
+			lost.at = append(lost.at, at)
+		case err == nil && st.Kind != filetree.Dir && st.Nlink == 1 && unchanged(&c.Attr, &st.Attr):
+			k.same = append(k.same, st.Ino)
+		}
+		at++
+	}
+	slices.Sort(k.same)
+	p.skimmed = k
+	if len(lost.at) > 0 {
+		s.gone.many = append(s.gone.many, lost)
+	}
+	return nil
+}
+
+// present notes that a name is there, whatever was found before.
 func (s *scan) present(dir *place, name string) {
-	if s != nil {
-		delete(dir.known, name)
-		delete(s.gone, catalog.Entry{Dir: dir.old, Name: name})
+	if s == nil {
+		return
+	}
+	delete(dir.known, name)
+	if k := dir.skimmed; k != nil {
+		k.back[maphash.String(k.seed, name)] = true
 	}
 }
 
@@ -184,9 +261,19 @@ func (s *scan) left(dir *place) {
 	if s == nil {
 		return
 	}
-	for name, c := range dir.known {
-		s.gone[catalog.Entry{Dir: dir.old, Name: name}] = c.Node
+	s.held -= dir.held
+	if dir.named || len(s.gone.names)+len(dir.known) <= maxNames {
+		for name, c := range dir.known {
+			s.gone.names[catalog.Entry{Dir: dir.old, Name: name}] = c.Node
+		}
+		return
 	}
+	lost := manyGone{dir: dir.old, at: make([]uint32, 0, len(dir.known))}
+	for _, c := range dir.known {
+		lost.at = append(lost.at, c.at)
+	}
+	slices.Sort(lost.at)
+	s.gone.many = append(s.gone.many, lost)
 }
 
 // same returns the place of an entry that has not changed since the state, which then need not
@@ -195,20 +282,19 @@ func (s *scan) same(it *localfs.Item, dir *place) *place {
 	if s == nil {
 		return nil
 	}
-	c, ok := dir.known[it.Name]
-	if !ok || c.Attr.Kind != it.Kind {
-		return nil
-	}
-	var st localfs.Stat
-	if it.Dir != nil {
-		st = it.Dir.Look()
-	} else {
-		var err error
-		if st, err = it.Parent.LookAt(it.Name); err != nil || st.Nlink > 1 {
+	if k := dir.skimmed; k != nil && it.Kind != filetree.Dir {
+		if _, ok := slices.BinarySearch(k.same, it.Ino); !ok {
 			return nil
 		}
+		s.w.r.j.o.Observer.Seen(1, 0)
+		return &place{name: it.Name}
 	}
-	if !unchanged(&c.Attr, &st.Attr) {
+	c, ok, err := s.w.child(dir, it.Name)
+	if err != nil || !ok || c.Attr.Kind != it.Kind { // an error comes again
+		return nil
+	}
+	st, err := it.Look()
+	if err != nil || it.Dir == nil && st.Nlink > 1 || !unchanged(&c.Attr, &st.Attr) {
 		return nil
 	}
 	s.present(dir, it.Name)
@@ -330,13 +416,41 @@ func (s *scan) displace(dir filetree.NodeID, name string) error {
 
 // settle takes away what the tree has no longer.
 func (s *scan) settle() error {
-	for e, n := range s.gone {
+	for e, n := range s.gone.names {
 		if err := s.remove(e, n); err != nil {
+			return err
+		}
+	}
+	for _, m := range s.gone.many {
+		if err := s.removeMany(m); err != nil {
 			return err
 		}
 	}
 	for _, a := range s.limbo {
 		if err := s.remove(catalog.Entry{Dir: filetree.RootNode, Name: a.name}, a.node); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *scan) removeMany(m manyGone) error {
+	at := uint32(0)
+	for c, err := range s.w.state.Children(m.dir) { // of a state that does not change
+		if err != nil {
+			return err
+		}
+		if len(m.at) == 0 {
+			break
+		}
+		if at++; m.at[0] != at-1 {
+			continue
+		}
+		m.at = m.at[1:]
+		if k := m.back; k != nil && k.back[maphash.String(k.seed, c.Name)] {
+			continue
+		}
+		if err := s.remove(catalog.Entry{Dir: m.dir, Name: c.Name}, c.Node); err != nil {
 			return err
 		}
 	}
@@ -353,12 +467,22 @@ func (s *scan) remove(e catalog.Entry, n filetree.NodeID) error {
 	return ignoreNotExist(err)
 }
 
-// readStill reads all of a file, again if it has changed meanwhile, and leaves in t the
-// attributes that belong to what was read.
-func (s *scan) readStill(ctx context.Context, t *task, f *localfs.File, fresh bool) error {
+// freezeFrom is from which size on a file is frozen before it is read, where that can be: what is
+// larger than one piece is read by more than one call. It takes 20 to 200 µs, where it takes some 10 ms
+// to read and compress so much; what is not on the disk yet is written there first.
+const freezeFrom = catalog.MaxPart + 1
+
+// readStill reads all of a file, as it was at one moment or again if it has changed meanwhile, and
+// leaves in t the attributes that belong to what was read.
+func (s *scan) readStill(ctx context.Context, t *task, dir *localfs.Dir, f *localfs.File, fresh bool) error {
 	for n := 1; ; n++ {
 		if err := s.rest(ctx, t, f); err != nil {
 			return err
+		}
+		if f.Size() >= freezeFrom && !s.noFreeze.Load() {
+			if err := s.freeze(ctx, t, dir, f); err != nil {
+				return err
+			}
 		}
 		if err := s.w.r.readFile(ctx, t, f, nil, nil, fresh); err != nil {
 			return err
@@ -380,6 +504,48 @@ func (s *scan) readStill(ctx context.Context, t *task, f *localfs.File, fresh bo
 	}
 }
 
+// freeze freezes a file, or leaves it as it is if that cannot be: for want of space or of rights.
+func (s *scan) freeze(ctx context.Context, t *task, dir *localfs.Dir, f *localfs.File) error {
+	for n := 1; ; n++ {
+		still, err := f.Freeze(dir)
+		if err != nil {
+			if errors.Is(err, errors.ErrUnsupported) {
+				s.noFreeze.Store(true)
+			}
+			if t.later != nil { // of a moment before, that may have been frozen
+				st, err := f.Refresh()
+				t.later = &st
+				return err
+			}
+			return nil
+		}
+		st, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if was := &t.stat; t.later != nil || st.Ctime != was.Ctime || st.Mtime != was.Mtime || st.Size != was.Size {
+			t.later = &st
+		}
+		if !still {
+			if n < scanReads { // for times that are exact
+				continue
+			}
+			return nil
+		}
+		// A change after this one, within the same tick, would not show.
+		wait := restOf(&st)
+		if wait <= 0 {
+			return nil
+		}
+		if err := pause(ctx, wait); err != nil {
+			return err
+		}
+		if moved, err := f.Moved(); err != nil || moved {
+			return err
+		}
+	}
+}
+
 // A file system notes times by the tick: two changes within one have the same time, and if the
 // file is read between them the second would never be seen. So one that has just been changed is
 // left alone until the tick is over. Some file systems only have seconds, or two.
@@ -388,24 +554,36 @@ const (
 	longTick = 2 * time.Second
 )
 
+// restOf returns how long it takes until the tick is over in which a file was changed.
+func restOf(st *localfs.Stat) time.Duration {
+	long := tick
+	if st.Ctime.Nsec == 0 && st.Mtime.Nsec == 0 {
+		long = longTick
+	}
+	return min(long-time.Since(st.Ctime.Time()), long) // the clock may have been set back
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // rest waits until the tick is over in which a file was changed the last time.
 func (s *scan) rest(ctx context.Context, t *task, f *localfs.File) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	long := tick
-	if st.Ctime.Nsec == 0 && st.Mtime.Nsec == 0 {
-		long = longTick
-	}
-	wait := long - time.Since(st.Ctime.Time())
+	wait := restOf(&st)
 	if wait <= 0 {
 		return nil
 	}
-	select {
-	case <-time.After(min(wait, long)): // the clock may have been set back
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := pause(ctx, wait); err != nil {
+		return err
 	}
 	if st, err = f.Refresh(); err == nil {
 		t.later = &st

@@ -36,6 +36,14 @@ func (f *fixture) scan(source, dir string, o backup.ScanOptions, exclude ...stri
 // TestScanRandom changes a tree on ordinary file systems at random, scans it every few
 // changes, and compares every snapshot of the history with what the tree was.
 func TestScanRandom(t *testing.T) {
+	t.Run("in mind", scanRandomAll)
+	t.Run("skimmed", func(t *testing.T) {
+		backup.SetMaxKnown(t, 3, 2)
+		scanRandomAll(t)
+	})
+}
+
+func scanRandomAll(t *testing.T) {
 	for _, kind := range []loopfs.Kind{loopfs.Ext4, loopfs.XFS, loopfs.Btrfs} {
 		t.Run(string(kind), func(t *testing.T) {
 			fs := loopfs.New(t, kind, loopfs.Options{Size: 1 << 30})

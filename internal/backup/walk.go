@@ -30,10 +30,16 @@ type walker struct {
 type place struct {
 	node filetree.NodeID // set by the recorder before it comes to what is in it
 	old  filetree.NodeID // what the history has there; 0 for none
-	// known is what old has in it and the walk has not come by yet; of a scan, and nil where
-	// there is too much.
-	known map[string]catalog.Child
-	name  string
+	name string
+
+	// Of a scan:
+	level *level // what it says of what is in it
+	// known is what old has in it and the walk has not come by yet; nil where there is too
+	// much: that is skimmed.
+	known   map[string]known
+	named   bool // known are some names only, and which they are in the directory is not known
+	held    int  // how many it was
+	skimmed *skimmed
 }
 
 // walk records the whole tree.
@@ -77,6 +83,11 @@ func (w *walker) rootTask() *task {
 func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*task) error) error {
 	r := w.r
 	stack := []*place{at}
+	level, err := r.filter.levelOf(dir, strings.TrimSuffix(prefix, "/"))
+	if err != nil {
+		return err
+	}
+	at.level = level
 	if err := w.removals(dir, prefix, at, give); err != nil {
 		return err
 	}
@@ -85,27 +96,28 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 			if it == nil {
 				return err
 			}
-			if !w.live.missed(err) { // a snapshot cannot change: it is the disk
-				r.fail(prefix+it.Path(), err)
-			}
 			if it.Parent == nil {
-				stack[0].known = nil // the rest of it has not been seen
+				w.failed(prefix+it.Path(), err)
+				stack[0].unseen()
 				continue
 			}
 		}
 		path := it.Path()
 		depth := strings.Count(path, "/")
 		if err != nil && len(stack) > depth+1 && stack[depth+1].name == it.Name { // nor of this one
-			stack[depth+1].known = nil
+			stack[depth+1].unseen()
 		}
 		for len(stack) > depth+1 {
 			w.live.left(stack[len(stack)-1])
 			stack = stack[:len(stack)-1]
 		}
 		path = prefix + path
-		if r.j.exclude.Excluded(path, it.Kind == filetree.Dir) {
+		if r.filter.excludes(stack[depth].level, path, it.Kind, it.Nodump) {
 			it.SkipDir()
 			continue
+		}
+		if err != nil {
+			w.failed(path, err)
 		}
 		if it.Boundary != nil { // warnNested names it, or scan
 			if w.live != nil {
@@ -120,6 +132,7 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 		}
 		if p := w.live.same(it, stack[depth]); p != nil {
 			if it.Dir != nil {
+				p.level = r.filter.enter(stack[depth].level, it.Dir, path)
 				stack = append(stack, p)
 				if err := w.removals(it.Dir, path+"/", p, give); err != nil {
 					return err
@@ -132,6 +145,7 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 			return err
 		}
 		if it.Dir != nil {
+			p.level = r.filter.enter(stack[depth].level, it.Dir, path)
 			stack = append(stack, p)
 			if err := w.removals(it.Dir, path+"/", p, give); err != nil {
 				return err
@@ -144,21 +158,24 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 	return nil
 }
 
+// failed notes what could not be read. A snapshot cannot change: then it is the disk.
+func (w *walker) failed(path string, err error) {
+	if !w.live.missed(err) {
+		w.r.fail(path, err)
+	}
+}
+
+// unseen notes that the rest of a directory has not been seen: nothing of it is gone.
+func (p *place) unseen() { p.known = nil }
+
 // entry gives out one entry. For a directory it returns its place.
 func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*task) error) (*place, error) {
 	self := &place{name: it.Name}
 	var old filetree.Attr
-	if c, ok := parent.known[it.Name]; ok {
+	if c, ok, err := w.child(parent, it.Name); err != nil {
+		return nil, err
+	} else if ok {
 		self.old, old = c.Node, c.Attr
-	} else if parent.old != 0 && parent.known == nil {
-		n, err := w.state.Lookup(parent.old, it.Name)
-		if err == nil {
-			self.old = n
-			old, err = w.state.Attr(n)
-		}
-		if ignoreNotExist(err) != nil {
-			return nil, err
-		}
 	}
 	var was filetree.NodeID // a file that had the name: what is there now may be what an editor made of it
 	if old.Kind == filetree.File {
@@ -224,6 +241,19 @@ func (w *walker) entry(it *localfs.Item, path string, parent *place, give func(*
 	return self, give(t)
 }
 
+// child returns what the history has under a name of a directory.
+func (w *walker) child(dir *place, name string) (catalog.Child, bool, error) {
+	if dir.old == 0 {
+		return catalog.Child{}, false, nil
+	}
+	if dir.known != nil {
+		c, ok := dir.known[name]
+		return c.Child, ok, nil
+	}
+	c, err := w.state.Child(dir.old, name)
+	return c, err == nil, ignoreNotExist(err)
+}
+
 // unchanged reports whether a node is what the history has: then its content is the
 // same, too.
 func unchanged(old, now *filetree.Attr) bool {
@@ -246,7 +276,7 @@ func (w *walker) lookFile(ctx context.Context, t *task, dir *localfs.Dir, name s
 		return
 	}
 	if w.live != nil {
-		err = w.live.readStill(ctx, t, f, !has)
+		err = w.live.readStill(ctx, t, dir, f, !has)
 	} else {
 		err = w.r.readFile(ctx, t, f, nil, nil, !has)
 	}
@@ -266,6 +296,8 @@ func touched(old, now *filetree.Attr) bool {
 // record brings one entry into the update.
 func (w *walker) record(t *task, parent, self *place, name string, old *filetree.Attr) error {
 	u := w.r.u
+	// The walk reads self.old: it is written no more.
+	was := self.old
 	if w.live != nil && (parent.node == 0 || t.err == nil && t.stat.Kind != t.kind) { // it went away, or something else took its place
 		return nil
 	}
@@ -274,13 +306,13 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 			return nil
 		}
 		if w.live != nil && denied(t.err) { // it stays what it was
-			self.node = self.old
+			self.node = was
 			w.r.fail(t.path, t.err)
 			return nil
 		}
-		if self.old != 0 {
-			self.node = self.old
-			return w.r.incomplete(t.path, self.old, t.err)
+		if was != 0 {
+			self.node = was
+			return w.r.incomplete(t.path, was, t.err)
 		}
 		w.r.fail(t.path, t.err)
 		return nil
@@ -292,17 +324,17 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 		there := a.Kind == filetree.Dir || sameNode(old, a)
 		if there {
 			var err error
-			if there, err = w.live.place(parent.node, name, self.old, a.Kind); err != nil {
+			if there, err = w.live.place(parent.node, name, was, a.Kind); err != nil {
 				return err
 			}
 		}
 		if !there {
-			self.old = 0
+			was = 0
 		}
 	}
 	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
 		n, ok := w.links[a.Ino]
-		if !ok && w.part && self.old == 0 {
+		if !ok && w.part && was == 0 {
 			// A name that the update has is to be read again, whatever has it.
 			_, _, err := u.Lookup(parent.node, name)
 			if errors.Is(err, filetree.ErrNotExist) {
@@ -320,8 +352,8 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 		}
 	}
 	var err error
-	if self.old != 0 && (old.Btime == a.Btime || old.Btime.IsZero() || a.Btime.IsZero()) {
-		self.node = self.old
+	if was != 0 && (old.Btime == a.Btime || old.Btime.IsZero() || a.Btime.IsZero()) {
+		self.node = was
 		err = u.Replace(self.node, a)
 	} else {
 		self.node, err = w.replace(parent.node, name, a)
@@ -449,16 +481,11 @@ func (w *walker) removals(dir *localfs.Dir, prefix string, p *place, give func(*
 		return nil
 	}
 	if w.live != nil {
-		if known, err := w.live.children(p.old); err != nil || known != nil {
-			p.known = known
-			return err
-		}
+		return w.live.compare(dir, prefix, p)
 	}
 	there := map[string]bool{}
 	d, err := dir.Again()
-	if err != nil && w.live != nil {
-		return nil // the walk finds out
-	} else if err != nil {
+	if err != nil {
 		return err
 	}
 	defer d.Close()
@@ -469,8 +496,6 @@ func (w *walker) removals(dir *localfs.Dir, prefix string, p *place, give func(*
 		}
 		if errors.Is(err, io.EOF) {
 			break
-		} else if err != nil && w.live != nil {
-			return nil
 		} else if err != nil {
 			return err
 		}
@@ -481,10 +506,6 @@ func (w *walker) removals(dir *localfs.Dir, prefix string, p *place, give func(*
 			return err
 		}
 		if !there[c.Name] || w.r.j.exclude.Excluded(prefix+c.Name, c.Attr.Kind == filetree.Dir) {
-			if w.live != nil {
-				w.live.gone[catalog.Entry{Dir: p.old, Name: c.Name}] = c.Node
-				continue
-			}
 			gone = append(gone, c.Name)
 		}
 	}
@@ -521,7 +542,11 @@ func (r *reader) compare(path string, unknown bool) error {
 	} else if err != nil {
 		return err
 	}
-	if r.j.exclude.Excluded(path, st.Kind == filetree.Dir) {
+	if left, err := r.filter.leftOut(path, st.Kind); vanished(err) {
+		return nil
+	} else if err != nil {
+		return err
+	} else if left {
 		return ignoreNotExist(r.u.RemoveName(dirNode, name))
 	}
 	if !unknown {

@@ -75,9 +75,26 @@ type Child struct {
 	Attr filetree.Attr
 }
 
+// Child returns the entry under a name of a directory, or an error that wraps
+// filetree.ErrNotExist.
+func (v View) Child(dir filetree.NodeID, name string) (c Child, err error) {
+	v.db.mu.Lock()
+	defer v.db.mu.Unlock()
+	err = fmt.Errorf("%q: %w", name, filetree.ErrNotExist)
+	qerr := v.db.query(`SELECT e.node, n.attr FROM entries e JOIN nodes n ON n.node = e.node
+		WHERE e.dir = ?1 AND e.born <= ?2 AND (e.died = 0 OR e.died > ?2)
+		AND n.born <= ?2 AND (n.died = 0 OR n.died > ?2) AND e.name = ?3`,
+		func(r *sqlite.Stmt) bool {
+			c = Child{Name: name, Node: nodeOf(r.ColumnInt64(0))}
+			c.Attr, err = decodeAttr(column(r, 1))
+			return false
+		}, v.key(dir), v.seq, []byte(name))
+	return c, errors.Join(qerr, err)
+}
+
 // Children yields a directory's entries, by name in byte order.
 func (v View) Children(dir filetree.NodeID) iter.Seq2[Child, error] {
-	const batchSize = 512
+	const batchSize = 512 // in the query as well: a limit that is bound makes SQLite prepare it anew
 	return func(yield func(Child, error) bool) {
 		last, op := []byte{}, ">="
 		for {
@@ -86,13 +103,13 @@ func (v View) Children(dir filetree.NodeID) iter.Seq2[Child, error] {
 			v.db.mu.Lock()
 			qerr := v.db.query(`SELECT e.name, e.node, n.attr FROM entries e JOIN nodes n ON n.node = e.node
 				WHERE e.dir = ?1 AND e.born <= ?2 AND (e.died = 0 OR e.died > ?2)
-				AND n.born <= ?2 AND (n.died = 0 OR n.died > ?2) AND e.name `+op+` ?3 ORDER BY e.name LIMIT ?4`,
+				AND n.born <= ?2 AND (n.died = 0 OR n.died > ?2) AND e.name `+op+` ?3 ORDER BY e.name LIMIT 512`,
 				func(r *sqlite.Stmt) bool {
 					c := Child{Name: columnString(r, 0), Node: nodeOf(r.ColumnInt64(1))}
 					c.Attr, err = decodeAttr(column(r, 2))
 					batch = append(batch, c)
 					return err == nil
-				}, v.key(dir), v.seq, last, batchSize)
+				}, v.key(dir), v.seq, last)
 			v.db.mu.Unlock()
 			if err = errors.Join(qerr, err); err != nil {
 				yield(Child{}, err)
@@ -515,13 +532,13 @@ func (v View) Nodes() iter.Seq2[Child, error] {
 			var batch []Child
 			var err error
 			v.db.mu.Lock()
-			qerr := v.db.query("SELECT node, attr FROM nodes WHERE node > ?1"+alive+"AND node < ?3 ORDER BY node LIMIT ?4",
+			qerr := v.db.query("SELECT node, attr FROM nodes WHERE node > ?1"+alive+"AND node < ?3 ORDER BY node LIMIT 512",
 				func(r *sqlite.Stmt) bool {
 					c := Child{Node: nodeOf(r.ColumnInt64(0))}
 					c.Attr, err = decodeAttr(column(r, 1))
 					batch = append(batch, c)
 					return err == nil
-				}, last, v.seq, (v.source+1)<<nodeBits, batchSize)
+				}, last, v.seq, (v.source+1)<<nodeBits)
 			v.db.mu.Unlock()
 			if err = errors.Join(qerr, err); err != nil {
 				yield(Child{}, err)

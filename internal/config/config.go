@@ -64,6 +64,14 @@
 //	name = "nas"
 //	mode = "stream"                  # fed by secrate ingest; has no path
 //
+//	[[source]]
+//	name = "docs"
+//	path = "/srv/docs"
+//	mode = "files"
+//	exclude_files = [".secrateignore"] # files in it that have patterns for where they are
+//	skip_caches = true               # what is beside a CACHEDIR.TAG
+//	skip_nodump = true               # what has the flag nodump, chattr +d
+//
 // What is not in this list is an error that names the line: a misspelt exclude
 // must not pass for none. [AddSource] and [RemoveSource] edit the text and leave
 // every other byte of it as the user wrote it.
@@ -125,12 +133,18 @@ type Prices struct {
 
 // A Source is one subvolume, dataset or directory with a history of its own.
 type Source struct {
-	Name      string   `toml:"name"`
-	Path      string   `toml:"path,omitempty"` // absolute; empty in ZFS and Stream mode
-	Mode      Mode     `toml:"mode"`
-	Exclude   []string `toml:"exclude,omitempty"`   // patterns of package exclude
-	Snapshots string   `toml:"snapshots,omitempty"` // directory of the local snapshots; empty means inside Path
-	Keep      string   `toml:"keep,omitempty"`      // a rule of package keep: local snapshots that stay when they are committed
+	Name    string   `toml:"name"`
+	Path    string   `toml:"path,omitempty"` // absolute; empty in ZFS and Stream mode
+	Mode    Mode     `toml:"mode"`
+	Exclude []string `toml:"exclude,omitempty"` // patterns of package exclude
+
+	// In Files mode, what else is left out:
+	ExcludeFiles []string `toml:"exclude_files,omitempty"` // names of files in the tree that have such patterns
+	SkipCaches   bool     `toml:"skip_caches,omitempty"`   // what is beside a CACHEDIR.TAG
+	SkipNodump   bool     `toml:"skip_nodump,omitempty"`   // what has the flag nodump
+
+	Snapshots string `toml:"snapshots,omitempty"` // directory of the local snapshots; empty means inside Path
+	Keep      string `toml:"keep,omitempty"`      // a rule of package keep: local snapshots that stay when they are committed
 
 	Dataset   string   `toml:"dataset,omitempty"`   // in ZFS mode, in place of Path
 	Recursive bool     `toml:"recursive,omitempty"` // in ZFS mode: each child is a source as well
@@ -258,6 +272,9 @@ var schema = map[string]kind{
 	"source.path":             kindString,
 	"source.mode":             kindString,
 	"source.exclude":          kindList,
+	"source.exclude_files":    kindList,
+	"source.skip_caches":      kindBool,
+	"source.skip_nodump":      kindBool,
 	"source.snapshots":        kindString,
 	"source.keep":             kindString,
 	"source.dataset":          kindString,
@@ -414,6 +431,9 @@ func check(name string, c *Config, l layout) error {
 	return errors.Join(errs...)
 }
 
+// MaxExcludeFiles bounds the names in Source.ExcludeFiles.
+const MaxExcludeFiles = 8
+
 // MaxParallel bounds Upload.Parallel.
 const MaxParallel = 64
 
@@ -484,6 +504,24 @@ func (s *Source) check() []fault {
 			if f.set {
 				add(f.key, "is for sources of mode zfs")
 			}
+		}
+	}
+	if s.Mode != Files {
+		for _, f := range []struct {
+			key string
+			set bool
+		}{{"exclude_files", s.ExcludeFiles != nil}, {"skip_caches", s.SkipCaches}, {"skip_nodump", s.SkipNodump}} {
+			if f.set {
+				add(f.key, "is for sources of mode files")
+			}
+		}
+	}
+	if len(s.ExcludeFiles) > MaxExcludeFiles {
+		add("exclude_files", "has %d names, at most %d are allowed: each is looked for in every directory", len(s.ExcludeFiles), MaxExcludeFiles)
+	}
+	for _, name := range s.ExcludeFiles {
+		if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
+			add("exclude_files", "%q is no name of a file, as in \".secrateignore\"", name)
 		}
 	}
 	switch s.Mode {

@@ -73,6 +73,14 @@ max_delay = "1h"
 [[source]]
 name = "nas"
 mode = "stream"
+
+[[source]]
+name = "docs"
+path = "/srv/docs"
+mode = "files"
+exclude_files = [".gitignore", ".secrateignore"]
+skip_caches = true
+skip_nodump = true
 `
 
 func exampleConfig() *Config {
@@ -90,6 +98,7 @@ func exampleConfig() *Config {
 				Schedule: "*/15 * * * *", Delay: 5 * time.Minute, Before: "pg_dump -f /home/db", After: "rm /home/db", HookTimeout: 10 * time.Minute, Ping: "https://hc-ping.com/other"},
 			{Name: "docs", Path: "/srv/docs", Mode: Files, Schedule: "none", Watch: true, Settle: 200 * time.Millisecond, MaxDelay: time.Hour},
 			{Name: "nas", Mode: Stream},
+			{Name: "docs", Path: "/srv/docs", Mode: Files, ExcludeFiles: []string{".gitignore", ".secrateignore"}, SkipCaches: true, SkipNodump: true},
 		},
 	}
 }
@@ -166,6 +175,10 @@ func TestParseErrors(t *testing.T) {
 		{"a snapshot", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t/a@b\"\n", "f:6: source.dataset: \"t/a@b\" is not the name of a dataset"},
 		{"excludes of a dataset", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nexclude = [\"x\"]\n", "f:7: source.exclude: of a dataset nothing can be left out; what is not wanted can be a dataset of its own"},
 		{"a directory of snapshots", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nsnapshots = \"/x\"\n", "f:7: source.snapshots: a dataset has its own"},
+		{"caches of a subvolume", repo + "[[source]]\nname = \"a\"\nmode = \"btrfs\"\npath = \"/a\"\nskip_caches = true\n", "f:7: source.skip_caches: is for sources of mode files"},
+		{"files of patterns of a stream", repo + "[[source]]\nname = \"a\"\nmode = \"stream\"\nexclude_files = [\"x\"]\n", "f:6: source.exclude_files: is for sources of mode files"},
+		{"a path of patterns", repo + "[[source]]\nname = \"a\"\nmode = \"files\"\npath = \"/a\"\nexclude_files = [\"a/b\"]\n", "f:7: source.exclude_files: \"a/b\" is no name of a file, as in \".secrateignore\""},
+		{"many files of patterns", repo + "[[source]]\nname = \"a\"\nmode = \"files\"\npath = \"/a\"\nexclude_files = [\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\"]\n", "f:7: source.exclude_files: has 9 names, at most 8 are allowed: each is looked for in every directory"},
 		{"recursive in words", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nrecursive = \"yes\"\n", "f:7: source.recursive: is a string, must be true or false"},
 		{"a bad pattern", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nadopt = [\"auto[\"]\n", "f:7: source.adopt: \"auto[\" is no pattern for what a snapshot's name has behind the @, as in \"autosnap_*_daily\""},
 		{"nothing to adopt", repo + "[[source]]\nname = \"a\"\nmode = \"zfs\"\ndataset = \"t\"\nadopt = []\n", "f:7: source.adopt: is empty"},

@@ -214,7 +214,7 @@ func (c Config) onlySources() any {
 
 // writable returns an error if s cannot be said in TOML, which is UTF-8.
 func writable(s Source) error {
-	for _, v := range slices.Concat([]string{s.Path, s.Snapshots, s.Dataset, s.Before, s.After, s.Ping}, s.Adopt, s.Exclude) {
+	for _, v := range slices.Concat([]string{s.Path, s.Snapshots, s.Dataset, s.Before, s.After, s.Ping}, s.Adopt, s.Exclude, s.ExcludeFiles) {
 		if !utf8.ValidString(v) {
 			return fmt.Errorf("source %s: %q is not UTF-8 and cannot stand in the configuration", s.Name, v)
 		}
@@ -271,10 +271,11 @@ func equal(a, b *Config) bool {
 	}
 	for i, s := range a.Sources {
 		t := b.Sources[i]
-		if !sameList(s.Exclude, t.Exclude) || !sameList(s.Adopt, t.Adopt) {
+		if !sameList(s.Exclude, t.Exclude) || !sameList(s.Adopt, t.Adopt) || !sameList(s.ExcludeFiles, t.ExcludeFiles) {
 			return false
 		}
 		s.Exclude, t.Exclude, s.Adopt, t.Adopt = nil, nil, nil, nil
+		s.ExcludeFiles, t.ExcludeFiles = nil, nil
 		if !reflect.DeepEqual(s, t) {
 			return false
 		}

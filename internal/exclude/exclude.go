@@ -17,10 +17,13 @@
 // into. Empty patterns and those that start with # are skipped, spaces at the end
 // are dropped unless escaped.
 //
+// Patterns may also stand in files of the tree itself, where they hold for the directory that the
+// file is in and all below it: see [Dir].
+//
 // Patterns and paths are bytes: nothing is decoded or normalised, and ? stands
 // for one byte. There is one departure from git: a pattern that could never match
 // is an error here, since it is a slip whose price is a file too many in the
-// history, or one too few.
+// history, or one too few. In a file of the tree it is one to be told of, and no more.
 package exclude
 
 import (
@@ -46,7 +49,7 @@ func (e *PatternError) Error() string {
 // A Matcher decides by the patterns it was compiled from. The nil Matcher
 // excludes nothing. Its methods may be called concurrently.
 type Matcher struct {
-	rules []rule
+	rules rules
 	seed  maphash.Seed
 	// dirs remembers what was decided of directories, so that a walk does not
 	// decide all the parents of every file again. An entry is replaced by the next
@@ -88,7 +91,16 @@ func (m *Matcher) Excluded(path string, dir bool) bool {
 	if i := strings.LastIndexByte(path, '/'); i >= 0 && m.dirExcluded(path[:i]) {
 		return true
 	}
-	return m.match(path, false)
+	return m.Match(path, false) == Excluded
+}
+
+// Match says what the patterns mean for path, without regard to what becomes of the directories
+// above it.
+func (m *Matcher) Match(path string, dir bool) Verdict {
+	if m == nil || path == "" || path == "." {
+		return Undecided
+	}
+	return m.rules.match(path, dir)
 }
 
 func (m *Matcher) dirExcluded(dir string) bool {
@@ -100,15 +112,29 @@ func (m *Matcher) dirExcluded(dir string) bool {
 	if i := strings.LastIndexByte(dir, '/'); i >= 0 {
 		excluded = m.dirExcluded(dir[:i])
 	}
-	excluded = excluded || m.match(dir, true)
+	excluded = excluded || m.Match(dir, true) == Excluded
 	slot.Store(&decision{strings.Clone(dir), excluded})
 	return excluded
 }
 
+// A Verdict is what patterns say of a path.
+type Verdict int8
+
+// The verdicts.
+const (
+	Undecided Verdict = iota // no pattern matches
+	Excluded
+	Kept // one that starts with ! is the last that matches
+)
+
+// rules are those of one list or file, the first of them first.
+type rules []rule
+
 // match applies the rules to path alone, without its parents.
-func (m *Matcher) match(path string, dir bool) bool {
+func (rs rules) match(path string, dir bool) Verdict {
 	base := path[strings.LastIndexByte(path, '/')+1:]
-	for _, r := range slices.Backward(m.rules) {
+	for i := range slices.Backward(rs) {
+		r := &rs[i]
 		if r.dirOnly && !dir {
 			continue
 		}
@@ -117,10 +143,13 @@ func (m *Matcher) match(path string, dir bool) bool {
 			name = path
 		}
 		if r.matches(name) {
-			return !r.negated
+			if r.negated {
+				return Kept
+			}
+			return Excluded
 		}
 	}
-	return false
+	return Undecided
 }
 
 // A rule is one pattern, compiled.

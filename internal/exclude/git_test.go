@@ -32,14 +32,9 @@ var patternGen = rapid.Custom(func(t *rapid.T) string {
 		rapid.SampledFrom([]string{"", "", "/", "/**", "/*", "  "}).Draw(t, "after")
 })
 
-// TestGit asks git what it makes of the same patterns on the same tree.
-func TestGit(t *testing.T) {
-	git, err := exec.LookPath("git")
-	if err != nil {
-		t.Skip("SKIP-MISSING: git")
-	}
-	top := t.TempDir()
-	run := func(stdin string, args ...string) (string, error) {
+// gitIn returns what runs git in the repository at top.
+func gitIn(t *testing.T, git, top string) func(stdin string, args ...string) (string, error) {
+	return func(stdin string, args ...string) (string, error) {
 		cmd := exec.Command(git, args...)
 		cmd.Dir = top
 		cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null", "GIT_DIR="+filepath.Join(top, ".git"), "GIT_WORK_TREE="+top)
@@ -52,6 +47,16 @@ func TestGit(t *testing.T) {
 		}
 		return string(out), err
 	}
+}
+
+// TestGit asks git what it makes of the same patterns on the same tree.
+func TestGit(t *testing.T) {
+	git, err := exec.LookPath("git")
+	if err != nil {
+		t.Skip("SKIP-MISSING: git")
+	}
+	top := t.TempDir()
+	run := gitIn(t, git, top)
 	if _, err := run("", "init", "-q"); err != nil {
 		t.Fatal(err)
 	}

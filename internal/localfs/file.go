@@ -9,15 +9,27 @@ import (
 	"github.com/secrate/secrate/internal/filetree"
 )
 
-// A File is a regular file, open for reading. Its methods, but for Refresh, may be called
-// concurrently.
+// A File is a regular file, open for reading. Its methods, but for Refresh and Freeze, may be
+// called concurrently.
 type File struct {
-	h  handle
-	st unix.Statx_t // when it was opened, or refreshed
+	h      handle
+	st     unix.Statx_t // when it was opened, refreshed or frozen
+	frozen *int         // the descriptor of what is read, if it is frozen
 }
 
 // Close closes f.
-func (f *File) Close() error { return f.h.close() }
+func (f *File) Close() error {
+	f.thaw()
+	return f.h.close()
+}
+
+// data is the descriptor of what is read.
+func (f *File) data() int {
+	if f.frozen != nil {
+		return *f.frozen
+	}
+	return f.h.fd
+}
 
 // Size returns the size that the file had when it was opened.
 func (f *File) Size() int64 { return int64(f.st.Size) }
@@ -26,18 +38,19 @@ func (f *File) Size() int64 { return int64(f.st.Size) }
 func (f *File) Stat() (Stat, error) { return f.h.stat(&f.st) }
 
 // Changed reports whether content or attributes have changed since the file was
-// opened. Kernels before 6.13 do not tell changes within one tick (up to 10 ms)
+// opened. What is frozen never does. Kernels before 6.13 do not tell changes within one tick (up to 10 ms)
 // from each other.
 func (f *File) Changed() (bool, error) {
-	var st unix.Statx_t
-	if err := f.h.statx(&st); err != nil {
-		return false, err
+	if f.frozen != nil {
+		return false, nil
 	}
-	return st.Ctime != f.st.Ctime || st.Mtime != f.st.Mtime || st.Size != f.st.Size, nil
+	return f.Moved()
 }
 
-// Refresh makes what f tells of itself what is true now, and returns the attributes.
+// Refresh makes what f tells of itself what is true now, and returns the attributes. It is not
+// frozen then.
 func (f *File) Refresh() (Stat, error) {
+	f.thaw()
 	if err := f.h.statx(&f.st); err != nil {
 		return Stat{}, err
 	}
@@ -48,7 +61,7 @@ func (f *File) Refresh() (Stat, error) {
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	n := 0
 	for n < len(p) {
-		m, err := retry(func() (int, error) { return unix.Pread(f.h.fd, p[n:], off+int64(n)) })
+		m, err := retry(func() (int, error) { return unix.Pread(f.data(), p[n:], off+int64(n)) })
 		if err != nil {
 			return n, fmt.Errorf("read at %d: %w", off+int64(n), err)
 		}
@@ -112,7 +125,7 @@ func segment(from, to int64, hole bool) filetree.Segment {
 
 // seek returns where, from pos on, the next data or hole begins; to at the latest.
 func (f *File) seek(pos, to int64, whence int) (int64, error) {
-	next, err := unix.Seek(f.h.fd, pos, whence)
+	next, err := unix.Seek(f.data(), pos, whence)
 	switch {
 	case err == unix.ENXIO: // no more data, or the file has become shorter
 		return to, nil

@@ -240,6 +240,10 @@ type Stat struct {
 	Nlink  uint32
 	Dev    uint64 // of the file system or subvolume it is in
 	Blocks int64  // allocated, of 512 bytes
+
+	// Nodump says that it has that flag, if that is Known: not every file system says it without
+	// the file being opened. See [Dir.Nodump].
+	Nodump, NodumpKnown bool
 }
 
 // basic is what statx tells.
@@ -264,6 +268,8 @@ func basic(st *unix.Statx_t) Stat {
 	if s.Kind == filetree.File {
 		s.Size = int64(st.Size)
 	}
+	s.Nodump = st.Attributes&unix.STATX_ATTR_NODUMP != 0
+	s.NodumpKnown = st.Attributes_mask&unix.STATX_ATTR_NODUMP != 0
 	return s
 }
 
@@ -387,6 +393,25 @@ func (d *Dir) LookAt(name string) (Stat, error) {
 		return Stat{}, fmt.Errorf("stat %q: %w", name, err)
 	}
 	return basic(&st), nil
+}
+
+// Nodump reports whether the entry name has the flag nodump, as chattr(1) sets it for a file or
+// directory.
+func (d *Dir) Nodump(name string) (bool, error) {
+	st, err := d.LookAt(name)
+	if err != nil {
+		return false, err
+	}
+	return d.nodump(name, &st)
+}
+
+// nodump is Nodump where it has been looked at the entry: not every file system says it there.
+func (d *Dir) nodump(name string, st *Stat) (bool, error) {
+	if st.NodumpKnown || st.Kind != filetree.File && st.Kind != filetree.Dir {
+		return st.Nodump, nil
+	}
+	all, err := d.StatAt(name, st.Kind)
+	return all.Flags&flagNodump != 0, err
 }
 
 // Look is LookAt for d itself, as it was when it was opened.

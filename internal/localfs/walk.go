@@ -8,6 +8,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,41 @@ type Item struct {
 
 	w    *walker
 	skip bool
+	look *Stat // see Look
+	from *frame
+	at   int // in from.ahead
+}
+
+// Look returns what LookAt says of the entry, or Look of the directory it leads to. The file
+// system is asked once, perhaps some entries before.
+func (it *Item) Look() (Stat, error) {
+	if it.look == nil {
+		var st Stat
+		if it.Dir != nil {
+			st = it.Dir.Look()
+		} else {
+			var err error
+			if it.from != nil && it.Kind != filetree.Dir {
+				st, err = it.from.look(it.at, it.w)
+			} else {
+				st, err = it.Parent.LookAt(it.Name)
+			}
+			if err != nil {
+				return Stat{}, err
+			}
+		}
+		it.look = &st
+	}
+	return *it.look, nil
+}
+
+// Nodump reports whether a file or directory has the flag nodump, as chattr(1) sets it.
+func (it *Item) Nodump() (bool, error) {
+	st, err := it.Look()
+	if err != nil {
+		return false, err
+	}
+	return it.Parent.nodump(it.Name, &st)
 }
 
 // SkipDir makes the walk not enter the directory it.Dir.
@@ -144,7 +180,8 @@ func (d *Dir) Again() (*Dir, error) {
 // A walker is the state of a walk. Its stack leads from where the walk began to
 // where it is; only the directories at its end are open, and the first.
 type walker struct {
-	stack []*frame
+	stack   []*frame
+	running sync.WaitGroup // what looks ahead
 }
 
 // A frame is a directory that is being walked.
@@ -156,6 +193,18 @@ type frame struct {
 	entries []Entry // read and still to come
 	more    bool    // there are others after them, from pos on
 	pos     int64
+
+	all   []Entry // entries, with those of them that have come
+	ahead *ahead  // of all; nil until it is asked for
+}
+
+// look is LookAt of entry i of f.all.
+func (f *frame) look(i int, w *walker) (Stat, error) {
+	if f.ahead == nil {
+		f.ahead = &ahead{entries: f.all, running: &w.running}
+	}
+	f.ahead.dir = f.dir // it may have been closed and opened again
+	return f.ahead.look(i)
 }
 
 func (w *walker) push(name string, d *Dir) {
@@ -175,6 +224,7 @@ func (w *walker) pop() {
 }
 
 func (w *walker) close() {
+	w.running.Wait()
 	for len(w.stack) > 0 {
 		w.pop()
 	}
@@ -193,7 +243,7 @@ func (w *walker) next() (*Item, error) {
 		}
 		e := f.entries[0]
 		f.entries = f.entries[1:]
-		it := &Item{Entry: e, Parent: f.dir, w: w}
+		it := &Item{Entry: e, Parent: f.dir, w: w, from: f, at: len(f.all) - len(f.entries) - 1}
 		return it, it.enter()
 	}
 	return nil, nil
@@ -244,9 +294,11 @@ func (w *walker) fill(f *frame) error {
 			return err
 		}
 	}
+	if len(f.entries) > 0 {
+		return nil
+	}
 	var err error
 	switch {
-	case len(f.entries) > 0:
 	case !f.begun:
 		f.begun = true
 		var all bool
@@ -261,6 +313,7 @@ func (w *walker) fill(f *frame) error {
 	if err == nil && f.more {
 		err = f.drain()
 	}
+	f.all, f.ahead = f.entries, nil
 	return err
 }
 

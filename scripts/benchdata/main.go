@@ -2,6 +2,8 @@
 // with, and changes them. The same arguments give the same bytes.
 //
 //	benchdata small DIR N             N small text files, a hundred in a directory
+//	benchdata tiny DIR N              the same, of some 350 bytes each
+//	benchdata flat DIR N              N text files of some 30 bytes, all in one directory
 //	benchdata edit DIR N [ROUND]      adds a line to N of the text files, spread over the tree
 //	benchdata insert DIR N [ROUND]    inserts a line into N files, rewritten in place
 //	benchdata save DIR N [ROUND]      inserts a line into N files, written anew and renamed over
@@ -57,7 +59,11 @@ func main() {
 	var err error
 	switch what {
 	case "small":
-		err = small(r, path, n)
+		err = files(r, path, n, 6500)
+	case "tiny":
+		err = files(r, path, n, 250)
+	case "flat":
+		err = flat(path, n)
 	case "edit":
 		err = each(path, n, round, func(name string, b []byte) error { return os.WriteFile(name, append(b, text(r, 60)...), 0o644) })
 	case "image":
@@ -118,7 +124,9 @@ func text(r *rand.Rand, n int) []byte {
 	return b.Bytes()
 }
 
-func small(r *rand.Rand, dir string, n int) error {
+// files makes n files of text, a hundred in a directory, of size bytes more than the
+// fewest on average.
+func files(r *rand.Rand, dir string, n, size int) error {
 	// One long text, of which every file is a piece and a line of its own: making text
 	// is slow, and the files should differ.
 	pool := text(r, 64<<20)
@@ -129,7 +137,7 @@ func small(r *rand.Rand, dir string, n int) error {
 				return err
 			}
 		}
-		size := 500 + int(r.ExpFloat64()*6500)
+		size := min(500, size/4) + int(r.ExpFloat64()*float64(size))
 		at := r.IntN(len(pool) - size%len(pool))
 		b := append(text(r, 40), pool[at:min(at+size, len(pool))]...)
 		if err := os.WriteFile(filepath.Join(d, fmt.Sprintf("f%06d.txt", i)), b, 0o644); err != nil {
@@ -184,6 +192,15 @@ func lines(path string, n int) error {
 		b = b[k:]
 	}
 	return os.WriteFile(path, out.Bytes(), 0o644)
+}
+
+func flat(dir string, n int) error {
+	for i := range n {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("f%07d.txt", i)), fmt.Appendf(nil, "this is file number %d\n", i), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // each calls change for n of the regular files below dir, spread evenly. Every round
