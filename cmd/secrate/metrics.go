@@ -81,7 +81,7 @@ func (r *running) Collect(ch chan<- prometheus.Metric) {
 	st := r.d.Status()
 	for i := range st.Sources {
 		s := &st.Sources[i]
-		failure, since := s.Failure()
+		since, failure := s.Failure()
 		set(metricFailing, one(failure != nil), s.Name)
 		setTime(metricFailingSince, since, s.Name)
 		if ok := results[s.Name].Success; ok != nil {
@@ -151,7 +151,7 @@ func (r *running) unwell() []string {
 		bad = append(bad, "the daemon is stuck")
 	}
 	for i := range st.Sources {
-		if err, since := st.Sources[i].Failure(); err != nil {
+		if since, err := st.Sources[i].Failure(); err != nil {
 			bad = append(bad, fmt.Sprintf("%s fails since %s", st.Sources[i].Name, localTime(since)))
 		}
 	}

@@ -59,18 +59,13 @@
 //	watch = true                     # files only: kept soon after they change, and by schedule
 //	settle = "5s"                    # when nothing has changed for so long; 5s when missing
 //	max_delay = "5m"                 # or so long after the first change; 5m when missing
+//	exclude_files = [".secrateignore"] # files in it that have patterns for where they are
+//	skip_caches = true               # what is beside a CACHEDIR.TAG
+//	skip_nodump = true               # what has the flag nodump, chattr +d
 //
 //	[[source]]
 //	name = "nas"
 //	mode = "stream"                  # fed by secrate ingest; has no path
-//
-//	[[source]]
-//	name = "docs"
-//	path = "/srv/docs"
-//	mode = "files"
-//	exclude_files = [".secrateignore"] # files in it that have patterns for where they are
-//	skip_caches = true               # what is beside a CACHEDIR.TAG
-//	skip_nodump = true               # what has the flag nodump, chattr +d
 //
 // What is not in this list is an error that names the line: a misspelt exclude
 // must not pass for none. [AddSource] and [RemoveSource] edit the text and leave

@@ -69,18 +69,13 @@ schedule = "none"
 watch = true
 settle = "200ms"
 max_delay = "1h"
+exclude_files = [".gitignore", ".secrateignore"]
+skip_caches = true
+skip_nodump = true
 
 [[source]]
 name = "nas"
 mode = "stream"
-
-[[source]]
-name = "docs"
-path = "/srv/docs"
-mode = "files"
-exclude_files = [".gitignore", ".secrateignore"]
-skip_caches = true
-skip_nodump = true
 `
 
 func exampleConfig() *Config {
@@ -96,9 +91,9 @@ func exampleConfig() *Config {
 		Sources: []Source{
 			{Name: "home", Path: "/home", Mode: Btrfs, Exclude: []string{"*.tmp", "/ann/.cache/"}, Snapshots: "/mnt/pool/.secrate",
 				Schedule: "*/15 * * * *", Delay: 5 * time.Minute, Before: "pg_dump -f /home/db", After: "rm /home/db", HookTimeout: 10 * time.Minute, Ping: "https://hc-ping.com/other"},
-			{Name: "docs", Path: "/srv/docs", Mode: Files, Schedule: "none", Watch: true, Settle: 200 * time.Millisecond, MaxDelay: time.Hour},
+			{Name: "docs", Path: "/srv/docs", Mode: Files, Schedule: "none", Watch: true, Settle: 200 * time.Millisecond, MaxDelay: time.Hour,
+				ExcludeFiles: []string{".gitignore", ".secrateignore"}, SkipCaches: true, SkipNodump: true},
 			{Name: "nas", Mode: Stream},
-			{Name: "docs", Path: "/srv/docs", Mode: Files, ExcludeFiles: []string{".gitignore", ".secrateignore"}, SkipCaches: true, SkipNodump: true},
 		},
 	}
 }

@@ -88,12 +88,12 @@ func (d *Daemon) Status() Status {
 // Alive reports whether the loop is at work.
 func (s Status) Alive() bool { return time.Since(s.Beat) < 4*nap }
 
-// Failure is why a source fails, and since when; nil if it does not.
-func (s *SourceStatus) Failure() (error, time.Time) {
+// Failure is since when a source fails, and why; nil if it does not.
+func (s *SourceStatus) Failure() (since time.Time, err error) {
 	for _, j := range []*JobStatus{&s.Bring, &s.Take} {
 		if j.Fails > 0 && j.Last.Err != nil {
-			return j.Last.Err, j.Failing
+			return j.Failing, j.Last.Err
 		}
 	}
-	return nil, time.Time{}
+	return time.Time{}, nil
 }

@@ -105,8 +105,7 @@ func TestDaemonLife(t *testing.T) {
 	}
 	s.cmd.Process.Signal(syscall.SIGHUP)
 	wait(t, s, "the fault is told", func() bool {
-		var words string // status cannot read the configuration either: the daemon is asked
-		words = s.out.String()
+		words := s.out.String() // secrate status cannot read the configuration either
 		return strings.Contains(words, "the configuration as it was stays in force") && strings.Contains(words, "nonsense: unknown key")
 	})
 	if err := os.WriteFile(path, good, 0o600); err != nil {
