@@ -7,9 +7,10 @@
 #   ROUNDS=3       how often the short steps are repeated; the median counts
 #   QUICK=1        small sizes, to see in some minutes that all of it works
 #   ONLY="a b c d" which parts: small files, a large image, a tree of programs; a file of a
-#                  directory that is scanned, beside rdiff, in a table of its own. Nothing but
-#                  ONLY=e asks for scans of an ordinary directory on ext4
-#   SCAN=1000000   how many files that has; to make them twice takes a minute or two
+#                  directory that is scanned, beside rdiff. Nothing but ONLY asks for e, scans
+#                  of an ordinary directory on ext4, and f, the daemon, which takes minutes
+#   SCAN=1000000   how many files part e has; to make them twice takes a minute or two
+#   DIRS=100000    how many directories part f has
 #   TOOLS="secrate restic borg"
 #
 # It needs root, for the Btrfs volume on a loop device and to drop caches. Everything
@@ -21,9 +22,9 @@ command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
 export PATH LC_ALL=C
 
 if [ -n "${QUICK:-}" ]; then
-	FILES=${FILES:-3000} SCAN=${SCAN:-30000} IMAGE=${IMAGE:-64} ROUNDS=${ROUNDS:-1}
+	FILES=${FILES:-3000} SCAN=${SCAN:-30000} DIRS=${DIRS:-3000} IMAGE=${IMAGE:-64} ROUNDS=${ROUNDS:-1}
 fi
-FILES=${FILES:-100000} SCAN=${SCAN:-1000000} IMAGE=${IMAGE:-1024} ROUNDS=${ROUNDS:-3} ONLY=${ONLY:-a b c d}
+FILES=${FILES:-100000} SCAN=${SCAN:-1000000} DIRS=${DIRS:-100000} IMAGE=${IMAGE:-1024} ROUNDS=${ROUNDS:-3} ONLY=${ONLY:-a b c d}
 read -ra tools <<<"${TOOLS:-secrate restic borg}"
 
 fail() {
@@ -79,6 +80,7 @@ trap 'exit 143' TERM HUP
 # Small files take 7 kB each, twice with a restored tree; three repositories hold half.
 need=$((FILES * 7 / 1000 * 4 + IMAGE * 5 + 2500))
 # Of the tiny ones a block each, twice, and what two repositories and the catalog have of them.
+[[ " $ONLY " != *" f "* ]] || need=$((need + DIRS * 6 / 1000))
 [[ " $ONLY " != *" e "* ]] || need=$((need + SCAN * 13 / 1000))
 free=$(df -Pk "$work" | awk 'NR == 2 { print int($4 / 1024) }')
 [ "$free" -ge "$need" ] || fail "$work has $free MiB free, some $need are needed; set TMPDIR to another place"
@@ -386,7 +388,6 @@ if [[ " $ONLY " = *" d "* ]]; then
 	printf '| work | figure | secrate | rdiff | |\n|---|---|---:|---:|---|\n'
 	awk -F '|' '{ printf "| %s | %s | %s | %s | %s |\n", $1, $2, $3, $4, $5 == "-" ? "" : "at most " $5 " times: " ($3 <= $4 * $5 ? "met" : "**not met**") }' "$work/rolling"
 	echo
-	[ -s "$results" ] || exit 0
 fi
 
 if [[ " $ONLY " = *" e "* ]]; then
@@ -427,7 +428,63 @@ if [[ " $ONLY " = *" e "* ]]; then
 	umount "$ext"
 fi
 
+# The daemon of part f, which watches $base/src, and what it used until now.
+cpu() { awk '{ print $14 + $15 }' "/proc/$daemon/stat"; } # clock ticks, 100 a second
+resident() { awk '/^VmRSS/ { print int($2 / 1024) }' "/proc/$daemon/status"; }
+told() { "$work/secrate" status --json | grep -q "$1"; }
+snapshots() { find "$base/secrate/meta" -type f | wc -l; }
+
+if [[ " $ONLY " = *" f "* ]]; then
+	base=$work/f
+	mkdir -p "$base" "$ext"
+	rm -f "$work/ext4"
+	truncate -s $((DIRS * 6 / 1000 + 200))M "$work/ext4"
+	mkfs.ext4 -q -F -N $((DIRS + DIRS / 10 + 1000)) "$work/ext4"
+	mount -o loop,noatime "$work/ext4" "$ext"
+	say "making $DIRS directories"
+	mkdir "$ext/src"
+	(cd "$ext/src" && seq "$((DIRS / 100))" | xargs -I{} sh -c 'mkdir {} && cd {} && mkdir $(seq 99)')
+	export SECRATE_CONFIG=$base/config.toml SECRATE_STATE=$base/state
+	"$work/secrate" init --classic --repo "$base/secrate" --identity-out "$base/key" >/dev/null
+	"$work/secrate" source add src "$ext/src" --mode files --watch --settle 1s --schedule none >/dev/null
+	"$work/secrate" daemon >"$base/log" 2>&1 &
+	daemon=$!
+	children+=("$daemon")
+	say "watching begins"
+	until told '"watching":true' && told '"waiting":0' && ! told '"oldest"' && [ "$(snapshots)" -gt 0 ]; do
+		kill -0 "$daemon" || fail "$(cat "$base/log")"
+		sleep 0.5
+	done
+	watched=$("$work/secrate" status --json | sed -n 's/.*"directories":\([0-9]*\).*/\1/p')
+	say "$watched directories are watched; idle for a minute"
+	sleep 60 # what was begun comes to rest
+	before=$(cpu)
+	sleep 60
+	after=$(cpu)
+	idle=$(resident)
+	for r in $(seq "$((ROUNDS * 3))"); do
+		n=$(snapshots)
+		began=$(date +%s%N)
+		echo "$r" >"$ext/src/1/1/file"
+		until [ "$(snapshots)" -ge $((n + 1)) ]; do sleep 0.01; done
+		echo $((($(date +%s%N) - began) / 1000000)) >>"$base/latency"
+		sleep 2
+	done
+	kill "$daemon"
+	wait "$daemon" || true
+	umount "$ext"
+	printf '### The daemon: %s, %s directories watched on ext4, settle time 1 s\n\n| figure | | |\n|---|---:|---|\n' "$(date -u +%Y-%m-%d)" "$watched"
+	awk -v t="$((after - before))" 'BEGIN { printf "| processor when idle (%% of a core, a minute) | %.3f | under 0.1: %s |\n", t / 60, t / 60 < 0.1 ? "met" : "**not met**" }'
+	printf '| memory when idle (MiB) | %s | at most 60: %s |\n' "$idle" "$([ "$idle" -le 60 ] && echo met || echo '**not met**')"
+	worst=$(sort -n "$base/latency" | tail -1)
+	printf '| from a change to its manifest in the repository (ms), median and worst of %s | %s, %s | at most 3000: %s |\n\n' "$((ROUNDS * 3))" \
+		"$(median <"$base/latency")" "$worst" "$([ "$worst" -le 3000 ] && echo met || echo '**not met**')"
+	rm -rf "$base"
+fi
+
 # ---- The tables --------------------------------------------------------------------
+
+[ -s "$results" ] || exit 0
 
 printf '### %s\n\n' "$(date -u +%Y-%m-%d), $(nproc) cores, Btrfs on a loop device, cold caches, local repositories"
 printf 'secrate %s' "$("$work/secrate" version | sed -n '1s/^secrate \([^,]*\).*/\1/p')"
