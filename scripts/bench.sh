@@ -6,10 +6,10 @@
 #   FILES=100000   how many small files the first tree has
 #   ROUNDS=3       how often the short steps are repeated; the median counts
 #   QUICK=1        small sizes, to see in some minutes that all of it works
-#   ONLY="a b c d" which parts: small files, a large image, a tree of programs; a file of a
-#                  directory that is scanned, beside rdiff. Nothing but ONLY asks for e, scans
-#                  of an ordinary directory on ext4, and f, the daemon, which takes minutes
-#   SCAN=1000000   how many files part e has; to make them twice takes a minute or two
+#   ONLY="a b c d e f"  which parts: small files, a large image, a tree of programs; a file of
+#                  a directory that is scanned, beside rdiff; scans of an ordinary directory on
+#                  ext4; the daemon
+#   SCAN=1000000   how many files part e has; with FLAT=1 also as many in one directory
 #   DIRS=100000    how many directories part f has
 #   TOOLS="secrate restic borg"
 #
@@ -24,7 +24,7 @@ export PATH LC_ALL=C
 if [ -n "${QUICK:-}" ]; then
 	FILES=${FILES:-3000} SCAN=${SCAN:-30000} DIRS=${DIRS:-3000} IMAGE=${IMAGE:-64} ROUNDS=${ROUNDS:-1}
 fi
-FILES=${FILES:-100000} SCAN=${SCAN:-1000000} DIRS=${DIRS:-100000} IMAGE=${IMAGE:-1024} ROUNDS=${ROUNDS:-3} ONLY=${ONLY:-a b c d}
+FILES=${FILES:-100000} SCAN=${SCAN:-1000000} DIRS=${DIRS:-100000} IMAGE=${IMAGE:-1024} ROUNDS=${ROUNDS:-3} ONLY=${ONLY:-a b c d e f}
 read -ra tools <<<"${TOOLS:-secrate restic borg}"
 
 fail() {
@@ -402,7 +402,7 @@ if [[ " $ONLY " = *" e "* ]]; then
 		backup "$2"
 		timed "$what" "$1" "$2"
 	}
-	for part in deep flat; do
+	for part in deep ${FLAT:+flat}; do
 		src=$ext/$part base=$work/$part what="$SCAN files, a hundred in a directory"
 		[ "$part" = deep ] || what="$SCAN files in one directory"
 		mkdir "$src"

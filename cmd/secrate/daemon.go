@@ -49,10 +49,11 @@ beside it: the state is locked only while it works. A second daemon is refused.
 SIGHUP makes it read the configuration again; if that has a fault the old one stays in
 force. SIGTERM and SIGINT stop it within 10 seconds, or when the command that a source
 has for after a snapshot is done; nothing is lost by that, nor if it is killed: the next
-run goes on. Beneath systemd it tells when it is ready and
-that it is alive. With listen in the configuration, http://ADDRESS/metrics is for
-Prometheus, and http://ADDRESS/healthz answers 200 if all is well and 503 if a source
-fails, or the daemon is stuck.
+run goes on. Systemd is told when it is ready and that it is alive. With listen in the
+configuration, http://ADDRESS/metrics is for Prometheus, and http://ADDRESS/healthz
+answers 200 if all is well and 503 if a source fails, or the daemon is stuck.
+
+What can be set is in docs/configuration.md: below [daemon], and of each source.
 
 Exit statuses:
 

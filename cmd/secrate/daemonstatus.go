@@ -329,7 +329,7 @@ func (w *watchObject) lines() []string {
 		if w.Waiting == 0 {
 			what = "everything"
 		}
-		line += fmt.Sprintf("; %s to be stored, the oldest of %s", what, ago(w.Oldest))
+		line += fmt.Sprintf("; %s to be stored, the oldest was made %s", what, ago(w.Oldest))
 	}
 	lines := []string{line}
 	if w.Unwatched > 0 {

@@ -118,6 +118,7 @@ On a machine whose files are kept, begin with
     secrate source add home /home
     secrate snap
 
+and from then on let cron run secrate snap, or secrate daemon do all by itself.
 Anywhere else the address and the identity are enough to have everything back:
 
     secrate restore --repo URL --identity FILE --at latest --to DIR home
