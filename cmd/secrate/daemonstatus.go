@@ -235,7 +235,7 @@ func at(text string) string {
 
 // lines are what a daemon says of itself, for people.
 func (o *daemonObject) lines() []string {
-	lines := []string{fmt.Sprintf("daemon: running since %s (process %d, %s)", localTime(parsed(o.Started)), o.PID, o.Version)}
+	lines := []string{fmt.Sprintf("daemon: running since %s (process %d)", localTime(parsed(o.Started)), o.PID)}
 	for _, p := range o.Problems {
 		lines = append(lines, "    problem: "+progress.Printable(p.Error))
 		if p.Hint != "" {

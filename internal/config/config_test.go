@@ -98,6 +98,19 @@ func exampleConfig() *Config {
 	}
 }
 
+// TestDocumented: every key is in docs/configuration.md.
+func TestDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key := range schema {
+		if _, last, ok := strings.Cut(key, "."); ok && !strings.Contains(string(text), "`"+last+"`") {
+			t.Errorf("%s is not in docs/configuration.md", key)
+		}
+	}
+}
+
 func TestParse(t *testing.T) {
 	got, err := Parse("config.toml", []byte(example))
 	if err != nil {
