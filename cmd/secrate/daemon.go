@@ -65,7 +65,15 @@ Exit statuses:
   secrate status --watch`,
 		Args: arguments(0, 0, ""),
 	}
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return a.runDaemon(cmd.Context()) }
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if a.progress == "auto" { // nobody looks; secrate status shows it
+			a.progress = "none"
+			if err := a.begin(); err != nil {
+				return err
+			}
+		}
+		return a.runDaemon(cmd.Context())
+	}
 	return cmd
 }
 

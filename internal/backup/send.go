@@ -70,7 +70,7 @@ func (j *Job) send(ctx context.Context, v Sender, source catalog.Source, s Snaps
 // mark marks the base.
 func (j *Job) mark(ctx context.Context, v Sender, s Snapshot) {
 	crashpoint.Here("mark before")
-	if err := v.Mark(ctx, s); err != nil {
+	if err := v.Mark(ctx, s); err != nil && ctx.Err() == nil { // the next run makes it
 		// What it is for is rare, and costs time only.
 		j.o.Observer.Warn(j.o.Source, fmt.Sprintf("should snapshot %s be destroyed before the next one is taken, all is read: %v", s.Name, err))
 	}
