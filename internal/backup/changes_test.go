@@ -1,7 +1,6 @@
 package backup_test
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -10,13 +9,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/filetree"
-	"github.com/secrate/secrate/testenv/loopfs"
 	"github.com/secrate/secrate/testenv/manifest"
 	"github.com/secrate/secrate/testenv/treegen"
 )
@@ -71,30 +68,15 @@ func changed(rng *rand.Rand, before, after []manifest.Entry) *backup.Changes {
 // TestScanChangesRandom changes trees at random and looks at what has changed only: the history
 // is what a scan of everything would have made of it, which finds nothing new.
 func TestScanChangesRandom(t *testing.T) {
-	for _, kind := range []loopfs.Kind{loopfs.Ext4, loopfs.XFS, loopfs.Btrfs} {
-		t.Run(string(kind), func(t *testing.T) {
-			fs := loopfs.New(t, kind, loopfs.Options{Size: 1 << 30})
-			seeds := []uint64{*seedFlag}
-			if *seedFlag == 0 {
-				seeds = nil
-				for i := range 3 {
-					seeds = append(seeds, uint64(time.Now().UnixNano())+uint64(i))
-				}
-			}
-			for _, seed := range seeds {
-				t.Run(fmt.Sprint(seed), func(t *testing.T) {
-					base := filepath.Join(fs.Dir, fmt.Sprint(seed))
-					c := &scanCase{newFixture(t), filepath.Join(base, "tree")}
-					outside := filepath.Join(base, "outside")
-					c.must(errors.Join(os.MkdirAll(c.dir, 0o755), os.Mkdir(outside, 0o755)))
-					scanChangesRandom(t, c, seed, outside)
-				})
-			}
-		})
-	}
+	t.Run("in mind", func(t *testing.T) { onEach(t, scanChangesRandom) })
+	t.Run("skimmed", func(t *testing.T) {
+		backup.SetMaxKnown(t, 3, 2)
+		onEach(t, scanChangesRandom)
+	})
 }
 
-func scanChangesRandom(t *testing.T, c *scanCase, seed uint64, outside string) {
+func scanChangesRandom(t *testing.T, seed uint64, dir, outside string) {
+	c := &scanCase{newFixture(t), dir}
 	rng := rand.New(rand.NewPCG(seed, 1))
 	g, err := treegen.New(c.dir, treegen.Options{Seed: seed, Outside: outside})
 	c.must(err)

@@ -36,14 +36,16 @@ func (f *fixture) scan(source, dir string, o backup.ScanOptions, exclude ...stri
 // TestScanRandom changes a tree on ordinary file systems at random, scans it every few
 // changes, and compares every snapshot of the history with what the tree was.
 func TestScanRandom(t *testing.T) {
-	t.Run("in mind", scanRandomAll)
+	t.Run("in mind", func(t *testing.T) { onEach(t, scanRandom) })
 	t.Run("skimmed", func(t *testing.T) {
 		backup.SetMaxKnown(t, 3, 2)
-		scanRandomAll(t)
+		onEach(t, scanRandom)
 	})
 }
 
-func scanRandomAll(t *testing.T) {
+// onEach runs a test on several file systems, with seeds that are new each time: dir is for the
+// tree and outside for what is moved out of it.
+func onEach(t *testing.T, test func(t *testing.T, seed uint64, dir, outside string)) {
 	for _, kind := range []loopfs.Kind{loopfs.Ext4, loopfs.XFS, loopfs.Btrfs} {
 		t.Run(string(kind), func(t *testing.T) {
 			fs := loopfs.New(t, kind, loopfs.Options{Size: 1 << 30})
@@ -61,7 +63,7 @@ func scanRandomAll(t *testing.T) {
 					if err := errors.Join(os.MkdirAll(dir, 0o755), os.Mkdir(outside, 0o755)); err != nil {
 						t.Fatal(err)
 					}
-					scanRandom(t, seed, dir, outside)
+					test(t, seed, dir, outside)
 				})
 			}
 		})
