@@ -259,8 +259,8 @@ if grep -rqF -e "$phrase" -e IMG_0001 -e documents "$work/s3/data"; then
 fi
 say "No name and no content of a file is to be found in what is stored."
 [ "$volume" = directory ] || say "Most of what 2 cost is the key of its pack, sealed for the identity."
-[ "$volume" = btrfs ] || say "Without snapshots there are no old bytes to compare with: a piece of 1 MiB" \
-	"that changes is stored whole the first time."
+[ "$volume" = btrfs ] || say "Without snapshots there are no old bytes to compare with, but sums of them. Of what" \
+	"does not compress, as this image, they are made at its first change, of 1 MiB."
 
 # ---- The machine is lost --------------------------------------------------------
 
