@@ -443,3 +443,41 @@ func TestScanOwnNames(t *testing.T) {
 	c.f.scan("s", c.dir, backup.ScanOptions{})
 	c.same(t, "after two have changed places")
 }
+
+// TestScanLinkedOver gives the name of something that was moved to a new file, by a second link to
+// it: what was moved is what it was, in parts as well.
+func TestScanLinkedOver(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		before string // is written
+		do     func(c *scanCase)
+	}{
+		{"a file", "x", func(c *scanCase) { c.must(os.Rename(c.path("x"), c.path("z"))) }},
+		{"a directory's file", "x/f", func(c *scanCase) {
+			c.must(errors.Join(os.Rename(c.path("x/f"), c.path("z")), os.Remove(c.path("x"))))
+		}},
+		{"a directory's directory", "x/sub/f", func(c *scanCase) {
+			c.must(errors.Join(os.Rename(c.path("x/sub"), c.path("z")), os.Remove(c.path("x"))))
+		}},
+	} {
+		for _, parts := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, in parts %v", tt.name, parts), func(t *testing.T) {
+				c := newScanCase(t)
+				c.write(tt.before, strings.Repeat("what was there ", 100))
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				tt.do(c)
+				c.write("a", "new")
+				c.must(os.Link(c.path("a"), c.path("x")))
+				c.write("y", "comes between")
+				if parts {
+					var err error
+					c.f.w, err = s3history.NewWriter(t.Context(), s3history.WriterOptions{Store: c.f.store, StateDir: c.f.state, Catalog: c.f.cat,
+						Identity: c.f.identity, Recipients: c.f.recipients, PartialAfter: time.Nanosecond})
+					c.must(err)
+				}
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				c.same(t, "linked over")
+			})
+		}
+	}
+}

@@ -462,9 +462,12 @@ func (w *walker) replace(dir filetree.NodeID, name string, a *filetree.Attr) (fi
 func (w *walker) link(dir filetree.NodeID, name string, n filetree.NodeID) error {
 	if !w.first {
 		has, _, err := w.r.u.Lookup(dir, name)
-		if err == nil && has == n {
+		switch {
+		case err == nil && has == n:
 			return nil
-		} else if err == nil {
+		case err == nil && w.live != nil:
+			err = w.live.displace(dir, name)
+		case err == nil:
 			err = w.r.u.RemoveName(dir, name)
 		}
 		if ignoreNotExist(err) != nil {
