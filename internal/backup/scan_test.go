@@ -481,3 +481,18 @@ func TestScanLinkedOver(t *testing.T) {
 		}
 	}
 }
+
+// TestScanTimeSetBack writes to a file without that its time of modification tells, as programs do
+// that keep volumes in files, and gives it another name: only its ctime is new, and says both.
+func TestScanTimeSetBack(t *testing.T) {
+	c := newScanCase(t)
+	c.write("volume", "before")
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	st, err := os.Stat(c.path("volume"))
+	c.must(err)
+	c.write("volume", "after!")
+	c.must(os.Chtimes(c.path("volume"), time.Time{}, st.ModTime()))
+	c.must(os.Rename(c.path("volume"), c.path("renamed")))
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	c.same(t, "renamed")
+}

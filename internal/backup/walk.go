@@ -269,10 +269,12 @@ func (w *walker) lookFile(ctx context.Context, t *task, dir *localfs.Dir, name s
 		return
 	}
 	defer f.Close()
+	// A file that got another name is read: that has set its ctime, so that nothing says any more
+	// whether it was written to, and its mtime set back, before.
 	st, err := f.Stat()
 	has = has && (!t.moved || err == nil && sameNode(old, &st.Attr))
 	t.found(st, err)
-	if err != nil || has && unchanged(old, &st.Attr) || has && t.moved && touched(old, &st.Attr) {
+	if err != nil || has && unchanged(old, &st.Attr) {
 		return
 	}
 	if w.live != nil {
@@ -283,14 +285,6 @@ func (w *walker) lookFile(ctx context.Context, t *task, dir *localfs.Dir, name s
 	if err != nil {
 		t.broken = fmt.Errorf("%s: %w", t.path, err)
 	}
-}
-
-// touched reports whether a file that was moved has had its name changed and no more: that
-// sets its ctime.
-func touched(old, now *filetree.Attr) bool {
-	a := *now
-	a.Ctime = old.Ctime
-	return unchanged(old, &a)
 }
 
 // record brings one entry into the update.
