@@ -496,3 +496,28 @@ func TestScanTimeSetBack(t *testing.T) {
 	c.f.scan("s", c.dir, backup.ScanOptions{})
 	c.same(t, "renamed")
 }
+
+// TestScanMapped writes to a page of a mapping, scans, and writes to the page again before it was
+// written to the disk: the file's times are to tell of the second time as well.
+func TestScanMapped(t *testing.T) {
+	for _, kind := range []loopfs.Kind{loopfs.Ext4, loopfs.XFS, loopfs.Btrfs} {
+		for _, size := range []int{8192, 2 << 20} { // read as it is, and frozen
+			t.Run(fmt.Sprintf("%s, %d bytes", kind, size), func(t *testing.T) {
+				c := newScanCase(t)
+				c.dir = filepath.Join(loopfs.New(t, kind, loopfs.Options{}).Dir, "tree")
+				c.write("db", string(make([]byte, size)))
+				f, err := os.OpenFile(c.path("db"), os.O_RDWR, 0)
+				c.must(err)
+				defer f.Close()
+				m, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+				c.must(err)
+				m[5000] = 1
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				m[5000] = 2
+				c.must(unix.Munmap(m))
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				c.same(t, "written to again")
+			})
+		}
+	}
+}
