@@ -72,6 +72,7 @@ type task struct {
 	broken error         // why the pieces are not all there; set before they are closed
 	lacks  error         // why the node is incomplete; set before they are closed
 	later  *localfs.Stat // what stat has become meanwhile, or nil; set before they are closed
+	most   int64         // of a scan: the largest size that it was read with; set before they are closed
 	olds   olds          // of a scan: what the file may have been
 	sign   signed        // set before they are closed
 
@@ -207,6 +208,11 @@ func (r *reader) put(t *task, n filetree.NodeID) error {
 	if t.later != nil {
 		if err := r.u.Replace(n, &t.later.Attr); err != nil {
 			return err
+		}
+		if beyond := t.most - t.later.Size; beyond > 0 { // it was longer when it was read before
+			if err := r.u.Put(n, s3history.Piece{Offset: t.later.Size, Items: []s3history.Item{{Hole: beyond}}}); err != nil {
+				return err
+			}
 		}
 	}
 	if t.lacks != nil {

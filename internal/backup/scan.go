@@ -484,6 +484,7 @@ func (s *scan) readStill(ctx context.Context, t *task, dir *localfs.Dir, f *loca
 				return err
 			}
 		}
+		t.most = max(t.most, f.Size())
 		f.WriteOut() // a later change by a mapping is to show
 		if err := s.w.r.readFile(ctx, t, f, nil, nil, fresh); err != nil {
 			return err

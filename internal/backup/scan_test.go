@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -519,5 +520,44 @@ func TestScanMapped(t *testing.T) {
 				c.same(t, "written to again")
 			})
 		}
+	}
+}
+
+// A during does something each time that content was read.
+type during struct{ read func() }
+
+func (d during) Phase(string, string) {}
+func (d during) Warn(string, string)  {}
+func (d during) Seen(_, bytes int64) {
+	if bytes > 0 {
+		d.read()
+	}
+}
+
+// TestScanShrinksMeanwhile has a file grow while it is read, and shrink when it is read again:
+// nothing stays behind its end.
+func TestScanShrinksMeanwhile(t *testing.T) {
+	c := newScanCase(t)
+	const size, more = 50000, 150000
+	c.write("f", string(randomBytes(1, size)))
+	n := 0
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: during{func() {
+		switch n++; n {
+		case 1:
+			c.write("f", string(randomBytes(2, more)))
+		case 2:
+			c.must(os.Truncate(c.path("f"), size))
+		}
+	}}})
+	c.must(err)
+	if _, err := j.Scan(t.Context(), c.dir, backup.ScanOptions{}); err != nil || n != 3 {
+		t.Fatalf("read %d times: %v", n, err)
+	}
+	c.same(t, "shrunk")
+	v := c.f.cat.At(c.f.source("s").ID, 1)
+	f, err := v.Resolve([]string{"f"})
+	c.must(err)
+	if next, err := v.NextExtent(f, size); err != nil || next != math.MaxInt64 {
+		t.Errorf("of %d bytes there is an extent at %d: %v", size, next, err)
 	}
 }
