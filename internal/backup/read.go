@@ -254,6 +254,13 @@ func (r *reader) readFile(ctx context.Context, t *task, f *localfs.File, ranges 
 			// A segment list is asked for a part at a time: it can be long.
 			to := min(from+segmentStep, rg.End(), size)
 			segs, err := f.Segments(from, to)
+			if err == nil && len(segs) == 1 && segs[0].Hole { // it may be longer than one could ask for in steps
+				var next int64
+				if next, err = f.NextData(to); err == nil {
+					to = min(next, rg.End(), size)
+					segs[0].Length = to - from
+				}
+			}
 			if unreadable(err) { // then it is found out which part of it is
 				segs, err = []filetree.Segment{{Range: filetree.Range{Offset: from, Length: to - from}}}, nil
 			}

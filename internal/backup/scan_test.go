@@ -561,3 +561,30 @@ func TestScanShrinksMeanwhile(t *testing.T) {
 		t.Errorf("of %d bytes there is an extent at %d: %v", size, next, err)
 	}
 }
+
+// TestScanHuge has a file that is a hole of exabytes: it takes no longer than any other.
+func TestScanHuge(t *testing.T) {
+	for _, kind := range []loopfs.Kind{loopfs.XFS, loopfs.Btrfs} {
+		t.Run(string(kind), func(t *testing.T) {
+			c := newScanCase(t)
+			c.dir = filepath.Join(loopfs.New(t, kind, loopfs.Options{}).Dir, "tree")
+			c.write("f", "data at the front")
+			for i, size := range []int64{1<<62 + 1<<61, 1<<62 + 5} {
+				c.must(os.Truncate(c.path("f"), size))
+				f, err := os.OpenFile(c.path("f"), os.O_WRONLY, 0)
+				c.must(err)
+				_, err = f.WriteAt([]byte("and at the end"), size-14)
+				c.must(errors.Join(err, f.Close()))
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				v := c.f.cat.At(c.f.source("s").ID, uint64(i+1))
+				n, err := v.Resolve([]string{"f"})
+				c.must(err)
+				next, err := v.NextExtent(n, 1<<40)
+				c.must(err)
+				if next <= size-14-4096 || next > size-14 {
+					t.Errorf("of %d bytes the last are at %d", size, next)
+				}
+			}
+		})
+	}
+}
