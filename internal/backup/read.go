@@ -37,7 +37,7 @@ type reader struct {
 	res   *Result
 
 	filter *filter
-	links  map[uint64]filetree.NodeID // see walker
+	links  map[uint64]linkedNode      // see walker
 	again  map[filetree.NodeID]bool   // incomplete nodes: to be looked at in every increment
 	nlinks map[filetree.NodeID]uint32 // of nodes looked at that have several names: how many
 	inodes []inode                    // see nodeOf; nil until it is asked for
@@ -47,7 +47,7 @@ type reader struct {
 
 func (j *Job) newReader(ctx context.Context, u *s3history.Update, tree *localfs.Tree, res *Result) *reader {
 	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res, before: u.Before(), filter: &filter{o: &j.o, tree: tree, m: j.exclude},
-		links: map[uint64]filetree.NodeID{}, again: map[filetree.NodeID]bool{}}
+		links: map[uint64]linkedNode{}, again: map[filetree.NodeID]bool{}}
 }
 
 // fail notes what could not be read. Who walks and who records call it.

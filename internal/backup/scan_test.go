@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -586,5 +587,51 @@ func TestScanHuge(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestScanLinkedNumberAgain removes a file of two names while a scan goes on, and makes another one of
+// two names that ext4 gives the same inode number: it is not taken for a further name of the first.
+func TestScanLinkedNumberAgain(t *testing.T) {
+	c := newScanCase(t)
+	c.dir = filepath.Join(loopfs.New(t, loopfs.Ext4, loopfs.Options{Size: 64 << 20}).Dir, "tree")
+	c.write("d/a", "the old one")
+	c.must(os.Link(c.path("d/a"), c.path("d/b")))
+	for i := range 200 { // more than the walk is ahead
+		c.write(fmt.Sprintf("d/f%03d", i), fmt.Sprint("file ", i))
+	}
+	c.write("e/z", "z")
+	ino := func(name string) uint64 {
+		var st unix.Stat_t
+		c.must(unix.Stat(c.path(name), &st))
+		return st.Ino
+	}
+	old, n := ino("d/a"), 0
+	var mu sync.Mutex
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: during{func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if n++; n != 30 {
+			return
+		}
+		c.must(errors.Join(os.Remove(c.path("d/a")), os.Remove(c.path("d/b"))))
+		for i := 0; ; i++ {
+			name := fmt.Sprintf("e/n%d", i)
+			c.write(name, "the new one")
+			if ino(name) == old {
+				c.must(os.Link(c.path(name), c.path("e/c")))
+				return
+			}
+			if i == 1000 {
+				t.Error("the number is not given again")
+				return
+			}
+		}
+	}}})
+	c.must(err)
+	_, err = j.Scan(t.Context(), c.dir, backup.ScanOptions{})
+	c.must(err)
+	if got := c.f.contentAt("s", 1, "e/c"); string(got) != "the new one" {
+		t.Errorf("the new file has %q", got)
 	}
 }

@@ -19,11 +19,17 @@ import (
 // history has: nothing, for the first snapshot, or a state to compare with.
 type walker struct {
 	r     *reader
-	state catalog.View               // to compare with
-	first bool                       // there is no state: nothing is asked
-	part  bool                       // the rest of the tree has been recorded already
-	links map[uint64]filetree.NodeID // of nodes with several names, by inode
-	live  *scan                      // of a tree that is in use; nil for a snapshot's
+	state catalog.View          // to compare with
+	first bool                  // there is no state: nothing is asked
+	part  bool                  // the rest of the tree has been recorded already
+	links map[uint64]linkedNode // of nodes with several names, by inode
+	live  *scan                 // of a tree that is in use; nil for a snapshot's
+}
+
+// A linkedNode is a node with several names, and when it was made.
+type linkedNode struct {
+	node filetree.NodeID
+	born filetree.Time
 }
 
 // A place is a directory of the walk.
@@ -327,7 +333,11 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 		}
 	}
 	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
-		n, ok := w.links[a.Ino]
+		l, ok := w.links[a.Ino]
+		n := l.node
+		if !l.born.IsZero() && !a.Btime.IsZero() && l.born != a.Btime { // it is gone, and has left its number to another
+			ok = false
+		}
 		if !ok && w.part && was == 0 {
 			// A name that the update has is to be read again, whatever has it.
 			_, _, err := u.Lookup(parent.node, name)
@@ -357,7 +367,7 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 	}
 	w.r.linked(self.node, &t.stat)
 	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
-		w.links[a.Ino] = self.node
+		w.links[a.Ino] = linkedNode{self.node, a.Btime}
 	}
 	if err := w.r.put(t, self.node); err != nil {
 		return err
@@ -378,7 +388,7 @@ func (w *walker) relink(t *task, parent, self *place, name string, n filetree.No
 	}
 	self.node = n
 	a := &t.stat.Attr
-	w.links[a.Ino] = n
+	w.links[a.Ino] = linkedNode{n, a.Btime}
 	w.r.linked(n, &t.stat)
 	if err := u.Replace(n, a); err != nil {
 		return err
