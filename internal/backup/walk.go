@@ -62,6 +62,10 @@ func (r *reader) walkWith(w *walker) error {
 		if err := give(w.rootTask()); err != nil {
 			return err
 		}
+		var err error
+		if root.level, err = r.filter.levelOf(r.tree.Root(), ""); err != nil {
+			return err
+		}
 		return w.below(r.tree.Root(), "", root, give)
 	})
 }
@@ -85,15 +89,10 @@ func (w *walker) rootTask() *task {
 	}
 }
 
-// below gives out everything below a directory.
+// below gives out everything below a directory, of which at has the level.
 func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*task) error) error {
 	r := w.r
 	stack := []*place{at}
-	level, err := r.filter.levelOf(dir, strings.TrimSuffix(prefix, "/"))
-	if err != nil {
-		return err
-	}
-	at.level = level
 	if err := w.removals(dir, prefix, at, give); err != nil {
 		return err
 	}
@@ -583,6 +582,9 @@ func (r *reader) compare(path string, unknown bool) error {
 			return err
 		}
 		defer dir.Close()
+		if self.level, err = r.filter.levelOf(dir, path); err != nil {
+			return err
+		}
 		return w.below(dir, path+"/", self, give)
 	})
 }
