@@ -476,7 +476,8 @@ const freezeFrom = catalog.MaxPart + 1
 // leaves in t the attributes that belong to what was read.
 func (s *scan) readStill(ctx context.Context, t *task, dir *localfs.Dir, f *localfs.File, fresh bool) error {
 	for n := 1; ; n++ {
-		if err := s.rest(ctx, t, f); err != nil {
+		over, err := s.rest(ctx, t, f)
+		if err != nil {
 			return err
 		}
 		if f.Size() >= freezeFrom && !s.noFreeze.Load() {
@@ -490,7 +491,7 @@ func (s *scan) readStill(ctx context.Context, t *task, dir *localfs.Dir, f *loca
 			return err
 		}
 		changed, err := f.Changed()
-		if err != nil || !changed {
+		if err != nil || !changed && (over || f.Frozen()) {
 			return err
 		}
 		st, err := f.Refresh()
@@ -574,23 +575,25 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// rest waits until the tick is over in which a file was changed the last time.
-func (s *scan) rest(ctx context.Context, t *task, f *localfs.File) error {
+// rest waits until the tick is over in which a file was changed the last time, and reports whether it
+// is: one that is written to without end has been changed in the next one by then.
+func (s *scan) rest(ctx context.Context, t *task, f *localfs.File) (over bool, err error) {
 	st, err := f.Stat()
 	if err != nil {
-		return err
+		return false, err
 	}
 	wait := restOf(&st)
 	if wait <= 0 {
-		return nil
+		return true, nil
 	}
 	if err := pause(ctx, wait); err != nil {
-		return err
+		return false, err
 	}
 	if st, err = f.Refresh(); err == nil {
 		t.later = &st
 	}
-	return err
+	// Where the clock was set back, a change would have an earlier time.
+	return restOf(&st) <= 0 || time.Since(st.Ctime.Time()) < 0, err
 }
 
 // denied reports whether something may not be read by this process.

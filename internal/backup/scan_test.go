@@ -635,3 +635,43 @@ func TestScanLinkedNumberAgain(t *testing.T) {
 		t.Errorf("the new file has %q", got)
 	}
 }
+
+// TestScanCoarseTimes has a file on a file system that notes whole seconds, and a program that writes
+// to it without end until the scan has read it, and once more in the same second. That is found.
+func TestScanCoarseTimes(t *testing.T) {
+	c := newScanCase(t)
+	c.dir = filepath.Join(loopfs.New(t, loopfs.Ext4, loopfs.Options{Size: 64 << 20, Mkfs: []string{"-I", "128"}}).Dir, "tree")
+	c.write("log", strings.Repeat("x", 1000))
+	f, err := os.OpenFile(c.path("log"), os.O_RDWR, 0)
+	c.must(err)
+	defer f.Close()
+	write := func(b byte) {
+		_, err := f.WriteAt([]byte{b}, 0)
+		c.must(err)
+	}
+	read, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := byte(0); ; i = (i + 1) % 100 {
+			select {
+			case <-read:
+				return
+			default:
+				write(i)
+			}
+		}
+	}()
+	var once sync.Once
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: during{func() {
+		once.Do(func() { // between its reading and a look at whether it has changed
+			close(read)
+			<-done
+			write(200)
+		})
+	}}})
+	c.must(err)
+	_, err = j.Scan(t.Context(), c.dir, backup.ScanOptions{})
+	c.must(err)
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	c.same(t, "when nobody writes")
+}

@@ -31,6 +31,9 @@ func (f *File) Freeze(dir *Dir) (still bool, err error) {
 	return still, nil
 }
 
+// Frozen reports whether f is frozen.
+func (f *File) Frozen() bool { return f.frozen != nil }
+
 func (f *File) thaw() {
 	if f.frozen != nil {
 		unix.Close(*f.frozen)
