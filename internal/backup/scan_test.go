@@ -675,3 +675,19 @@ func TestScanCoarseTimes(t *testing.T) {
 	c.f.scan("s", c.dir, backup.ScanOptions{})
 	c.same(t, "when nobody writes")
 }
+
+// TestScanStops ends a scan of files that have not changed.
+func TestScanStops(t *testing.T) {
+	c := newScanCase(t)
+	for i := range 1000 {
+		c.write(fmt.Sprint("d/f", i), "")
+	}
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	seen := &cancelling{cancel: cancel, after: 8}
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: seen})
+	c.must(err)
+	if _, err := j.Scan(ctx, c.dir, backup.ScanOptions{}); !errors.Is(err, context.Canceled) || seen.seen.Load() > 100 {
+		t.Errorf("after %d files: %v", seen.seen.Load(), err)
+	}
+}

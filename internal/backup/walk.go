@@ -97,6 +97,9 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 		return err
 	}
 	for it, err := range dir.Walk() {
+		if r.ctx.Err() != nil { // nothing may be given out for long
+			return context.Cause(r.ctx)
+		}
 		if err != nil {
 			if it == nil {
 				return err
