@@ -365,7 +365,7 @@ func sameNode(old, now *filetree.Attr) bool {
 }
 
 // place gives a node that was moved its new name. It reports false for a directory that has
-// its new name already: it was moved once more, from under the scan.
+// its new name already, or would come to be in itself: it was moved from under the scan.
 func (s *scan) place(dir filetree.NodeID, name string, n filetree.NodeID, kind filetree.Kind) (bool, error) {
 	u := s.w.r.u
 	if has, _, err := u.Lookup(dir, name); err == nil && has == n {
@@ -381,12 +381,16 @@ func (s *scan) place(dir filetree.NodeID, name string, n filetree.NodeID, kind f
 		// Names that it has no longer go at the end.
 		return true, u.AddLink(dir, name, n)
 	}
-	s.placed[n] = true
 	entries, err := u.View().Entries(n, 1)
 	if err != nil {
 		return false, err
 	}
-	return true, u.Rename(entries[0].Dir, entries[0].Name, dir, name)
+	err = u.Rename(entries[0].Dir, entries[0].Name, dir, name)
+	if errors.Is(err, filetree.ErrInvalid) {
+		return false, nil
+	}
+	s.placed[n] = err == nil
+	return err == nil, err
 }
 
 // displace makes a name free. What had it may be found elsewhere: a directory stays, in a

@@ -691,3 +691,36 @@ func TestScanStops(t *testing.T) {
 		t.Errorf("after %d files: %v", seen.seen.Load(), err)
 	}
 }
+
+// A looking does something when so many files were looked at.
+type looking struct {
+	after *atomic.Int64
+	do    func()
+}
+
+func (l looking) Phase(string, string) {}
+func (l looking) Warn(string, string)  {}
+func (l looking) Seen(files, _ int64) {
+	if files > 0 && l.after.Add(-files) == 0 {
+		l.do()
+	}
+}
+
+// TestScanInsideOut moves a directory into one that was in it, while a scan is in that one.
+func TestScanInsideOut(t *testing.T) {
+	c := newScanCase(t)
+	c.write("p/x/f", "text")
+	c.write("p/z/f", "text")
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	var after atomic.Int64
+	after.Store(2) // p and x
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: looking{&after, func() {
+		c.must(errors.Join(os.Rename(c.path("p/x"), c.path("x")), os.Rename(c.path("p"), c.path("x/p"))))
+	}}})
+	c.must(err)
+	if _, err := j.Scan(t.Context(), c.dir, backup.ScanOptions{}); err != nil {
+		t.Errorf("turned inside out: %v", err)
+	}
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	c.same(t, "after it stands still")
+}
