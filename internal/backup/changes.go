@@ -376,5 +376,6 @@ func (w *walker) one(dir *localfs.Dir, path, name string, at *place, below bool,
 	if it.Dir == nil || had && p.old == was.Node && !below {
 		return nil
 	}
+	p.level = w.r.filter.enter(at.level, it.Dir, path)
 	return w.below(it.Dir, path+"/", p, give)
 }

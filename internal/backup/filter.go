@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -184,7 +185,8 @@ func (f *filter) leftOut(path string, kind filetree.Kind) (bool, error) {
 	}
 }
 
-// levelOf returns the level of a directory that is not left out.
+// levelOf returns the level of a directory, by its path from the root. An error says that the way to
+// it is gone, cannot be read, or is left out by now, and wraps [fs.ErrNotExist] then.
 func (f *filter) levelOf(d *localfs.Dir, path string) (*level, error) {
 	if !f.deep() {
 		return nil, nil
@@ -192,8 +194,10 @@ func (f *filter) levelOf(d *localfs.Dir, path string) (*level, error) {
 	if path == "" {
 		return f.enter(nil, d, ""), nil
 	}
-	if _, err := f.leftOut(path, filetree.Dir); err != nil {
+	if left, err := f.leftOut(path, filetree.Dir); err != nil {
 		return nil, err
+	} else if left {
+		return nil, fmt.Errorf("%q is left out: %w", path, fs.ErrNotExist)
 	}
 	return f.enter(f.last[strings.Count(path, "/")], d, path), nil
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -276,5 +277,84 @@ func TestFilterGit(t *testing.T) {
 			}
 			c.same(t, "without any")
 		})
+	}
+}
+
+// TestFilterMovedMeanwhile moves the directory above one that is to be looked at with all that is in
+// it, after the scan of what has changed has begun: that is no failure, and is told by the watcher.
+func TestFilterMovedMeanwhile(t *testing.T) {
+	c := newScanCase(t)
+	for i := range 200 {
+		c.write(fmt.Sprintf("m/n/f%03d", i), "x")
+	}
+	c.write("m/n/p/f", "x")
+	o := backup.Options{ExcludeFiles: []string{".ignore"}}
+	j, _ := c.options(o)
+	_, err := j.Scan(t.Context(), c.dir, backup.ScanOptions{})
+	c.must(err)
+	ch := &backup.Changes{Paths: []string{"m/n/p/f", "m/n/q"}, Trees: []string{"m/n/q"}}
+	for i := range 200 {
+		name := fmt.Sprintf("m/n/f%03d", i)
+		c.write(name, "changed")
+		ch.Paths = append(ch.Paths, name)
+	}
+	c.write("m/n/q/f", "new")
+	var once sync.Once
+	o.Writer, o.Source, o.Observer = c.f.w, "s", during{func() {
+		once.Do(func() { c.must(os.Rename(c.path("m"), c.path("m2"))) })
+	}}
+	j, err = backup.New(o)
+	c.must(err)
+	if _, err := j.Scan(t.Context(), c.dir, backup.ScanOptions{Only: ch}); err != nil {
+		t.Errorf("moved meanwhile: %v", err)
+	}
+	j, _ = c.options(o)
+	_, err = j.Scan(t.Context(), c.dir, backup.ScanOptions{Only: &backup.Changes{Paths: []string{"m", "m2"}, Trees: []string{"m2"}}})
+	c.must(err)
+	c.same(t, "when its new name is known")
+}
+
+// TestFilterLeftOutMeanwhile leaves out a directory above one that is to be looked at, after the scan
+// of what has changed has begun: what is in it stays what it was.
+func TestFilterLeftOutMeanwhile(t *testing.T) {
+	c := newScanCase(t)
+	c.dir = filepath.Join(loopfs.New(t, loopfs.Ext4, loopfs.Options{Size: 64 << 20}).Dir, "tree")
+	for i := range 200 {
+		c.write(fmt.Sprintf("a/b/f%03d", i), "x")
+	}
+	c.write("m/n/p/f", "x")
+	o := backup.Options{ExcludeFiles: []string{".ignore"}, SkipNodump: true}
+	j, _ := c.options(o)
+	_, err := j.Scan(t.Context(), c.dir, backup.ScanOptions{})
+	c.must(err)
+	ch := &backup.Changes{Paths: []string{"m/n/p/f"}}
+	for i := range 200 {
+		name := fmt.Sprintf("a/b/f%03d", i)
+		c.write(name, "changed")
+		ch.Paths = append(ch.Paths, name)
+	}
+	var once sync.Once
+	o.Writer, o.Source, o.Observer = c.f.w, "s", during{func() {
+		once.Do(func() {
+			d, err := os.Open(c.path("m"))
+			c.must(err)
+			defer d.Close()
+			flags, err := unix.IoctlGetInt(int(d.Fd()), unix.FS_IOC_GETFLAGS)
+			c.must(err)
+			c.must(unix.IoctlSetPointerInt(int(d.Fd()), unix.FS_IOC_SETFLAGS, flags|0x40)) // nodump
+		})
+	}}
+	j, err = backup.New(o)
+	c.must(err)
+	_, err = j.Scan(t.Context(), c.dir, backup.ScanOptions{Only: ch})
+	c.must(err)
+	if got := c.f.contentAt("s", 2, "m/n/p/f"); string(got) != "x" {
+		t.Errorf("left out meanwhile: %q", got)
+	}
+	j, _ = c.options(o)
+	_, err = j.Scan(t.Context(), c.dir, backup.ScanOptions{})
+	c.must(err)
+	if all := c.paths(); slices.Contains(all, "m/") {
+		t.Errorf("scanned again there are %q", all)
 	}
 }

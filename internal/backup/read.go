@@ -37,7 +37,7 @@ type reader struct {
 	res   *Result
 
 	filter *filter
-	links  map[uint64]filetree.NodeID // see walker
+	links  map[uint64]linkedNode      // see walker
 	again  map[filetree.NodeID]bool   // incomplete nodes: to be looked at in every increment
 	nlinks map[filetree.NodeID]uint32 // of nodes looked at that have several names: how many
 	inodes []inode                    // see nodeOf; nil until it is asked for
@@ -47,7 +47,7 @@ type reader struct {
 
 func (j *Job) newReader(ctx context.Context, u *s3history.Update, tree *localfs.Tree, res *Result) *reader {
 	return &reader{j: j, ctx: ctx, u: u, tree: tree, res: res, before: u.Before(), filter: &filter{o: &j.o, tree: tree, m: j.exclude},
-		links: map[uint64]filetree.NodeID{}, again: map[filetree.NodeID]bool{}}
+		links: map[uint64]linkedNode{}, again: map[filetree.NodeID]bool{}}
 }
 
 // fail notes what could not be read. Who walks and who records call it.
@@ -72,6 +72,7 @@ type task struct {
 	broken error         // why the pieces are not all there; set before they are closed
 	lacks  error         // why the node is incomplete; set before they are closed
 	later  *localfs.Stat // what stat has become meanwhile, or nil; set before they are closed
+	most   int64         // of a scan: the largest size that it was read with; set before they are closed
 	olds   olds          // of a scan: what the file may have been
 	sign   signed        // set before they are closed
 
@@ -208,6 +209,11 @@ func (r *reader) put(t *task, n filetree.NodeID) error {
 		if err := r.u.Replace(n, &t.later.Attr); err != nil {
 			return err
 		}
+		if beyond := t.most - t.later.Size; beyond > 0 { // it was longer when it was read before
+			if err := r.u.Put(n, s3history.Piece{Offset: t.later.Size, Items: []s3history.Item{{Hole: beyond}}}); err != nil {
+				return err
+			}
+		}
 	}
 	if t.lacks != nil {
 		return r.incomplete(t.path, n, t.lacks)
@@ -248,6 +254,13 @@ func (r *reader) readFile(ctx context.Context, t *task, f *localfs.File, ranges 
 			// A segment list is asked for a part at a time: it can be long.
 			to := min(from+segmentStep, rg.End(), size)
 			segs, err := f.Segments(from, to)
+			if err == nil && len(segs) == 1 && segs[0].Hole { // it may be longer than one could ask for in steps
+				var next int64
+				if next, err = f.NextData(to); err == nil {
+					to = min(next, rg.End(), size)
+					segs[0].Length = to - from
+				}
+			}
 			if unreadable(err) { // then it is found out which part of it is
 				segs, err = []filetree.Segment{{Range: filetree.Range{Offset: from, Length: to - from}}}, nil
 			}

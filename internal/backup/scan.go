@@ -365,7 +365,7 @@ func sameNode(old, now *filetree.Attr) bool {
 }
 
 // place gives a node that was moved its new name. It reports false for a directory that has
-// its new name already: it was moved once more, from under the scan.
+// its new name already, or would come to be in itself: it was moved from under the scan.
 func (s *scan) place(dir filetree.NodeID, name string, n filetree.NodeID, kind filetree.Kind) (bool, error) {
 	u := s.w.r.u
 	if has, _, err := u.Lookup(dir, name); err == nil && has == n {
@@ -381,12 +381,16 @@ func (s *scan) place(dir filetree.NodeID, name string, n filetree.NodeID, kind f
 		// Names that it has no longer go at the end.
 		return true, u.AddLink(dir, name, n)
 	}
-	s.placed[n] = true
 	entries, err := u.View().Entries(n, 1)
 	if err != nil {
 		return false, err
 	}
-	return true, u.Rename(entries[0].Dir, entries[0].Name, dir, name)
+	err = u.Rename(entries[0].Dir, entries[0].Name, dir, name)
+	if errors.Is(err, filetree.ErrInvalid) {
+		return false, nil
+	}
+	s.placed[n] = err == nil
+	return err == nil, err
 }
 
 // displace makes a name free. What had it may be found elsewhere: a directory stays, in a
@@ -476,7 +480,8 @@ const freezeFrom = catalog.MaxPart + 1
 // leaves in t the attributes that belong to what was read.
 func (s *scan) readStill(ctx context.Context, t *task, dir *localfs.Dir, f *localfs.File, fresh bool) error {
 	for n := 1; ; n++ {
-		if err := s.rest(ctx, t, f); err != nil {
+		over, err := s.rest(ctx, t, f)
+		if err != nil {
 			return err
 		}
 		if f.Size() >= freezeFrom && !s.noFreeze.Load() {
@@ -484,11 +489,13 @@ func (s *scan) readStill(ctx context.Context, t *task, dir *localfs.Dir, f *loca
 				return err
 			}
 		}
+		t.most = max(t.most, f.Size())
+		f.WriteOut() // a later change by a mapping is to show
 		if err := s.w.r.readFile(ctx, t, f, nil, nil, fresh); err != nil {
 			return err
 		}
 		changed, err := f.Changed()
-		if err != nil || !changed {
+		if err != nil || !changed && (over || f.Frozen()) {
 			return err
 		}
 		st, err := f.Refresh()
@@ -572,23 +579,25 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// rest waits until the tick is over in which a file was changed the last time.
-func (s *scan) rest(ctx context.Context, t *task, f *localfs.File) error {
+// rest waits until the tick is over in which a file was changed the last time, and reports whether it
+// is: one that is written to without end has been changed in the next one by then.
+func (s *scan) rest(ctx context.Context, t *task, f *localfs.File) (over bool, err error) {
 	st, err := f.Stat()
 	if err != nil {
-		return err
+		return false, err
 	}
 	wait := restOf(&st)
 	if wait <= 0 {
-		return nil
+		return true, nil
 	}
 	if err := pause(ctx, wait); err != nil {
-		return err
+		return false, err
 	}
 	if st, err = f.Refresh(); err == nil {
 		t.later = &st
 	}
-	return err
+	// Where the clock was set back, a change would have an earlier time.
+	return restOf(&st) <= 0 || time.Since(st.Ctime.Time()) < 0, err
 }
 
 // denied reports whether something may not be read by this process.

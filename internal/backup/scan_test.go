@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -444,4 +446,283 @@ func TestScanOwnNames(t *testing.T) {
 	c.must(os.Rename(c.path("t"), c.path("b")))
 	c.f.scan("s", c.dir, backup.ScanOptions{})
 	c.same(t, "after two have changed places")
+}
+
+// TestScanLinkedOver gives the name of something that was moved to a new file, by a second link to
+// it: what was moved is what it was, in parts as well.
+func TestScanLinkedOver(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		before string // is written
+		do     func(c *scanCase)
+	}{
+		{"a file", "x", func(c *scanCase) { c.must(os.Rename(c.path("x"), c.path("z"))) }},
+		{"a directory's file", "x/f", func(c *scanCase) {
+			c.must(errors.Join(os.Rename(c.path("x/f"), c.path("z")), os.Remove(c.path("x"))))
+		}},
+		{"a directory's directory", "x/sub/f", func(c *scanCase) {
+			c.must(errors.Join(os.Rename(c.path("x/sub"), c.path("z")), os.Remove(c.path("x"))))
+		}},
+	} {
+		for _, parts := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, in parts %v", tt.name, parts), func(t *testing.T) {
+				c := newScanCase(t)
+				c.write(tt.before, strings.Repeat("what was there ", 100))
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				tt.do(c)
+				c.write("a", "new")
+				c.must(os.Link(c.path("a"), c.path("x")))
+				c.write("y", "comes between")
+				if parts {
+					var err error
+					c.f.w, err = s3history.NewWriter(t.Context(), s3history.WriterOptions{Store: c.f.store, StateDir: c.f.state, Catalog: c.f.cat,
+						Identity: c.f.identity, Recipients: c.f.recipients, PartialAfter: time.Nanosecond})
+					c.must(err)
+				}
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				c.same(t, "linked over")
+			})
+		}
+	}
+}
+
+// TestScanTimeSetBack writes to a file without that its time of modification tells, as programs do
+// that keep volumes in files, and gives it another name: only its ctime is new, and says both.
+func TestScanTimeSetBack(t *testing.T) {
+	c := newScanCase(t)
+	c.write("volume", "before")
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	st, err := os.Stat(c.path("volume"))
+	c.must(err)
+	c.write("volume", "after!")
+	c.must(os.Chtimes(c.path("volume"), time.Time{}, st.ModTime()))
+	c.must(os.Rename(c.path("volume"), c.path("renamed")))
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	c.same(t, "renamed")
+}
+
+// TestScanMapped writes to a page of a mapping, scans, and writes to the page again before it was
+// written to the disk: the file's times are to tell of the second time as well.
+func TestScanMapped(t *testing.T) {
+	for _, kind := range []loopfs.Kind{loopfs.Ext4, loopfs.XFS, loopfs.Btrfs} {
+		for _, size := range []int{8192, 2 << 20} { // read as it is, and frozen
+			t.Run(fmt.Sprintf("%s, %d bytes", kind, size), func(t *testing.T) {
+				c := newScanCase(t)
+				c.dir = filepath.Join(loopfs.New(t, kind, loopfs.Options{}).Dir, "tree")
+				c.write("db", string(make([]byte, size)))
+				f, err := os.OpenFile(c.path("db"), os.O_RDWR, 0)
+				c.must(err)
+				defer f.Close()
+				m, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+				c.must(err)
+				m[5000] = 1
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				m[5000] = 2
+				c.must(unix.Munmap(m))
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				c.same(t, "written to again")
+			})
+		}
+	}
+}
+
+// A during does something each time that content was read.
+type during struct{ read func() }
+
+func (d during) Phase(string, string) {}
+func (d during) Warn(string, string)  {}
+func (d during) Seen(_, bytes int64) {
+	if bytes > 0 {
+		d.read()
+	}
+}
+
+// TestScanShrinksMeanwhile has a file grow while it is read, and shrink when it is read again:
+// nothing stays behind its end.
+func TestScanShrinksMeanwhile(t *testing.T) {
+	c := newScanCase(t)
+	const size, more = 50000, 150000
+	c.write("f", string(randomBytes(1, size)))
+	n := 0
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: during{func() {
+		switch n++; n {
+		case 1:
+			c.write("f", string(randomBytes(2, more)))
+		case 2:
+			c.must(os.Truncate(c.path("f"), size))
+		}
+	}}})
+	c.must(err)
+	if _, err := j.Scan(t.Context(), c.dir, backup.ScanOptions{}); err != nil || n != 3 {
+		t.Fatalf("read %d times: %v", n, err)
+	}
+	c.same(t, "shrunk")
+	v := c.f.cat.At(c.f.source("s").ID, 1)
+	f, err := v.Resolve([]string{"f"})
+	c.must(err)
+	if next, err := v.NextExtent(f, size); err != nil || next != math.MaxInt64 {
+		t.Errorf("of %d bytes there is an extent at %d: %v", size, next, err)
+	}
+}
+
+// TestScanHuge has a file that is a hole of exabytes: it takes no longer than any other.
+func TestScanHuge(t *testing.T) {
+	for _, kind := range []loopfs.Kind{loopfs.XFS, loopfs.Btrfs} {
+		t.Run(string(kind), func(t *testing.T) {
+			c := newScanCase(t)
+			c.dir = filepath.Join(loopfs.New(t, kind, loopfs.Options{}).Dir, "tree")
+			c.write("f", "data at the front")
+			for i, size := range []int64{1<<62 + 1<<61, 1<<62 + 5} {
+				c.must(os.Truncate(c.path("f"), size))
+				f, err := os.OpenFile(c.path("f"), os.O_WRONLY, 0)
+				c.must(err)
+				_, err = f.WriteAt([]byte("and at the end"), size-14)
+				c.must(errors.Join(err, f.Close()))
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				v := c.f.cat.At(c.f.source("s").ID, uint64(i+1))
+				n, err := v.Resolve([]string{"f"})
+				c.must(err)
+				next, err := v.NextExtent(n, 1<<40)
+				c.must(err)
+				if next <= size-14-4096 || next > size-14 {
+					t.Errorf("of %d bytes the last are at %d", size, next)
+				}
+			}
+		})
+	}
+}
+
+// TestScanLinkedNumberAgain removes a file of two names while a scan goes on, and makes another one of
+// two names that ext4 gives the same inode number: it is not taken for a further name of the first.
+func TestScanLinkedNumberAgain(t *testing.T) {
+	c := newScanCase(t)
+	c.dir = filepath.Join(loopfs.New(t, loopfs.Ext4, loopfs.Options{Size: 64 << 20}).Dir, "tree")
+	c.write("d/a", "the old one")
+	c.must(os.Link(c.path("d/a"), c.path("d/b")))
+	for i := range 200 { // more than the walk is ahead
+		c.write(fmt.Sprintf("d/f%03d", i), fmt.Sprint("file ", i))
+	}
+	c.write("e/z", "z")
+	ino := func(name string) uint64 {
+		var st unix.Stat_t
+		c.must(unix.Stat(c.path(name), &st))
+		return st.Ino
+	}
+	old, n := ino("d/a"), 0
+	var mu sync.Mutex
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: during{func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if n++; n != 30 {
+			return
+		}
+		c.must(errors.Join(os.Remove(c.path("d/a")), os.Remove(c.path("d/b"))))
+		for i := 0; ; i++ {
+			name := fmt.Sprintf("e/n%d", i)
+			c.write(name, "the new one")
+			if ino(name) == old {
+				c.must(os.Link(c.path(name), c.path("e/c")))
+				return
+			}
+			if i == 1000 {
+				t.Error("the number is not given again")
+				return
+			}
+		}
+	}}})
+	c.must(err)
+	_, err = j.Scan(t.Context(), c.dir, backup.ScanOptions{})
+	c.must(err)
+	if got := c.f.contentAt("s", 1, "e/c"); string(got) != "the new one" {
+		t.Errorf("the new file has %q", got)
+	}
+}
+
+// TestScanCoarseTimes has a file on a file system that notes whole seconds, and a program that writes
+// to it without end until the scan has read it, and once more in the same second. That is found.
+func TestScanCoarseTimes(t *testing.T) {
+	c := newScanCase(t)
+	c.dir = filepath.Join(loopfs.New(t, loopfs.Ext4, loopfs.Options{Size: 64 << 20, Mkfs: []string{"-I", "128"}}).Dir, "tree")
+	c.write("log", strings.Repeat("x", 1000))
+	f, err := os.OpenFile(c.path("log"), os.O_RDWR, 0)
+	c.must(err)
+	defer f.Close()
+	write := func(b byte) {
+		_, err := f.WriteAt([]byte{b}, 0)
+		c.must(err)
+	}
+	read, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := byte(0); ; i = (i + 1) % 100 {
+			select {
+			case <-read:
+				return
+			default:
+				write(i)
+			}
+		}
+	}()
+	var once sync.Once
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: during{func() {
+		once.Do(func() { // between its reading and a look at whether it has changed
+			close(read)
+			<-done
+			write(200)
+		})
+	}}})
+	c.must(err)
+	_, err = j.Scan(t.Context(), c.dir, backup.ScanOptions{})
+	c.must(err)
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	c.same(t, "when nobody writes")
+}
+
+// TestScanStops ends a scan of files that have not changed.
+func TestScanStops(t *testing.T) {
+	c := newScanCase(t)
+	for i := range 1000 {
+		c.write(fmt.Sprint("d/f", i), "")
+	}
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	seen := &cancelling{cancel: cancel, after: 8}
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: seen})
+	c.must(err)
+	if _, err := j.Scan(ctx, c.dir, backup.ScanOptions{}); !errors.Is(err, context.Canceled) || seen.seen.Load() > 100 {
+		t.Errorf("after %d files: %v", seen.seen.Load(), err)
+	}
+}
+
+// A looking does something when so many files were looked at.
+type looking struct {
+	after *atomic.Int64
+	do    func()
+}
+
+func (l looking) Phase(string, string) {}
+func (l looking) Warn(string, string)  {}
+func (l looking) Seen(files, _ int64) {
+	if files > 0 && l.after.Add(-files) == 0 {
+		l.do()
+	}
+}
+
+// TestScanInsideOut moves a directory into one that was in it, while a scan is in that one.
+func TestScanInsideOut(t *testing.T) {
+	c := newScanCase(t)
+	c.write("p/x/f", "text")
+	c.write("p/z/f", "text")
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	var after atomic.Int64
+	after.Store(2) // p and x
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: looking{&after, func() {
+		c.must(errors.Join(os.Rename(c.path("p/x"), c.path("x")), os.Rename(c.path("p"), c.path("x/p"))))
+	}}})
+	c.must(err)
+	if _, err := j.Scan(t.Context(), c.dir, backup.ScanOptions{}); err != nil {
+		t.Errorf("turned inside out: %v", err)
+	}
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	c.same(t, "after it stands still")
 }

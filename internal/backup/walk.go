@@ -19,11 +19,17 @@ import (
 // history has: nothing, for the first snapshot, or a state to compare with.
 type walker struct {
 	r     *reader
-	state catalog.View               // to compare with
-	first bool                       // there is no state: nothing is asked
-	part  bool                       // the rest of the tree has been recorded already
-	links map[uint64]filetree.NodeID // of nodes with several names, by inode
-	live  *scan                      // of a tree that is in use; nil for a snapshot's
+	state catalog.View          // to compare with
+	first bool                  // there is no state: nothing is asked
+	part  bool                  // the rest of the tree has been recorded already
+	links map[uint64]linkedNode // of nodes with several names, by inode
+	live  *scan                 // of a tree that is in use; nil for a snapshot's
+}
+
+// A linkedNode is a node with several names, and when it was made.
+type linkedNode struct {
+	node filetree.NodeID
+	born filetree.Time
 }
 
 // A place is a directory of the walk.
@@ -56,6 +62,10 @@ func (r *reader) walkWith(w *walker) error {
 		if err := give(w.rootTask()); err != nil {
 			return err
 		}
+		var err error
+		if root.level, err = r.filter.levelOf(r.tree.Root(), ""); err != nil {
+			return err
+		}
 		return w.below(r.tree.Root(), "", root, give)
 	})
 }
@@ -79,19 +89,17 @@ func (w *walker) rootTask() *task {
 	}
 }
 
-// below gives out everything below a directory.
+// below gives out everything below a directory, of which at has the level.
 func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*task) error) error {
 	r := w.r
 	stack := []*place{at}
-	level, err := r.filter.levelOf(dir, strings.TrimSuffix(prefix, "/"))
-	if err != nil {
-		return err
-	}
-	at.level = level
 	if err := w.removals(dir, prefix, at, give); err != nil {
 		return err
 	}
 	for it, err := range dir.Walk() {
+		if r.ctx.Err() != nil { // nothing may be given out for long
+			return context.Cause(r.ctx)
+		}
 		if err != nil {
 			if it == nil {
 				return err
@@ -269,10 +277,12 @@ func (w *walker) lookFile(ctx context.Context, t *task, dir *localfs.Dir, name s
 		return
 	}
 	defer f.Close()
+	// A file that got another name is read: that has set its ctime, so that nothing says any more
+	// whether it was written to, and its mtime set back, before.
 	st, err := f.Stat()
 	has = has && (!t.moved || err == nil && sameNode(old, &st.Attr))
 	t.found(st, err)
-	if err != nil || has && unchanged(old, &st.Attr) || has && t.moved && touched(old, &st.Attr) {
+	if err != nil || has && unchanged(old, &st.Attr) {
 		return
 	}
 	if w.live != nil {
@@ -283,14 +293,6 @@ func (w *walker) lookFile(ctx context.Context, t *task, dir *localfs.Dir, name s
 	if err != nil {
 		t.broken = fmt.Errorf("%s: %w", t.path, err)
 	}
-}
-
-// touched reports whether a file that was moved has had its name changed and no more: that
-// sets its ctime.
-func touched(old, now *filetree.Attr) bool {
-	a := *now
-	a.Ctime = old.Ctime
-	return unchanged(old, &a)
 }
 
 // record brings one entry into the update.
@@ -333,7 +335,11 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 		}
 	}
 	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
-		n, ok := w.links[a.Ino]
+		l, ok := w.links[a.Ino]
+		n := l.node
+		if !l.born.IsZero() && !a.Btime.IsZero() && l.born != a.Btime { // it is gone, and has left its number to another
+			ok = false
+		}
 		if !ok && w.part && was == 0 {
 			// A name that the update has is to be read again, whatever has it.
 			_, _, err := u.Lookup(parent.node, name)
@@ -363,7 +369,7 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 	}
 	w.r.linked(self.node, &t.stat)
 	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
-		w.links[a.Ino] = self.node
+		w.links[a.Ino] = linkedNode{self.node, a.Btime}
 	}
 	if err := w.r.put(t, self.node); err != nil {
 		return err
@@ -384,7 +390,7 @@ func (w *walker) relink(t *task, parent, self *place, name string, n filetree.No
 	}
 	self.node = n
 	a := &t.stat.Attr
-	w.links[a.Ino] = n
+	w.links[a.Ino] = linkedNode{n, a.Btime}
 	w.r.linked(n, &t.stat)
 	if err := u.Replace(n, a); err != nil {
 		return err
@@ -462,9 +468,12 @@ func (w *walker) replace(dir filetree.NodeID, name string, a *filetree.Attr) (fi
 func (w *walker) link(dir filetree.NodeID, name string, n filetree.NodeID) error {
 	if !w.first {
 		has, _, err := w.r.u.Lookup(dir, name)
-		if err == nil && has == n {
+		switch {
+		case err == nil && has == n:
 			return nil
-		} else if err == nil {
+		case err == nil && w.live != nil:
+			err = w.live.displace(dir, name)
+		case err == nil:
 			err = w.r.u.RemoveName(dir, name)
 		}
 		if ignoreNotExist(err) != nil {
@@ -576,6 +585,9 @@ func (r *reader) compare(path string, unknown bool) error {
 			return err
 		}
 		defer dir.Close()
+		if self.level, err = r.filter.levelOf(dir, path); err != nil {
+			return err
+		}
 		return w.below(dir, path+"/", self, give)
 	})
 }

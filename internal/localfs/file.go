@@ -119,6 +119,10 @@ func (f *File) Segments(from, to int64) ([]filetree.Segment, error) {
 	return segs, nil
 }
 
+// NextData returns where the first byte from from on is that is not in a hole; the size if there is
+// none. It takes one call, whatever the length of the hole.
+func (f *File) NextData(from int64) (int64, error) { return f.seek(from, f.Size(), unix.SEEK_DATA) }
+
 func segment(from, to int64, hole bool) filetree.Segment {
 	return filetree.Segment{Range: filetree.Range{Offset: from, Length: to - from}, Hole: hole}
 }

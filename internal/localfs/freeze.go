@@ -31,6 +31,9 @@ func (f *File) Freeze(dir *Dir) (still bool, err error) {
 	return still, nil
 }
 
+// Frozen reports whether f is frozen.
+func (f *File) Frozen() bool { return f.frozen != nil }
+
 func (f *File) thaw() {
 	if f.frozen != nil {
 		unix.Close(*f.frozen)
@@ -85,4 +88,17 @@ func (f *File) Moved() (bool, error) {
 		return false, err
 	}
 	return st.Ctime != f.st.Ctime || st.Mtime != f.st.Mtime || st.Size != f.st.Size, nil
+}
+
+// WriteOut has the kernel begin to write what of f is in memory alone. A page that waits to be written
+// can be changed by way of a mapping again and again, and the file's times stay those of the first
+// time; from now on the next change sets them. Not so on overlayfs and tmpfs.
+//
+// It says nothing of what cannot be written: whoever wrote it is told. What is frozen is written out.
+func (f *File) WriteOut() {
+	if f.frozen == nil {
+		retry(func() (int, error) {
+			return 0, unix.SyncFileRange(f.h.fd, 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE)
+		})
+	}
 }
