@@ -27,7 +27,8 @@ func (j *Job) follows(head s3history.Snapshot, c *Changes) bool {
 		return false
 	}
 	f := filter{o: &j.o}
-	return !slices.ContainsFunc(c.Paths, f.says) // what is said in the root is of everything
+	// What is said in the root is of everything, also what a directory was that has its name now.
+	return !slices.ContainsFunc(c.Paths, f.says) && !slices.ContainsFunc(c.Trees, f.says)
 }
 
 // scanChanges is scan where only some names can have changed. Work is proportional to these,
@@ -95,7 +96,7 @@ func (p *looks) add(path string, below bool) error {
 		p.lookIn("", filetree.RootNode)
 		return nil
 	}
-	if dir, name := cutPath(path); p.w.r.filter.says(name) && !below {
+	if dir, name := cutPath(path); p.w.r.filter.says(name) {
 		if err := p.add(dir, true); dir != "" || err != nil { // of the root follows has seen to it
 			return err
 		}

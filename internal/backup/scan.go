@@ -386,6 +386,9 @@ func (s *scan) place(dir filetree.NodeID, name string, n filetree.NodeID, kind f
 	if err != nil {
 		return false, err
 	}
+	if len(entries) == 0 { // no panic: other sources are not to suffer
+		return false, fmt.Errorf("internal error: %q was found again, and node %d has ended", name, n)
+	}
 	return true, u.Rename(entries[0].Dir, entries[0].Name, dir, name)
 }
 

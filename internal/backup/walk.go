@@ -464,6 +464,8 @@ func (w *walker) link(dir filetree.NodeID, name string, n filetree.NodeID) error
 		has, _, err := w.r.u.Lookup(dir, name)
 		if err == nil && has == n {
 			return nil
+		} else if err == nil && w.live != nil {
+			err = w.live.displace(dir, name) // a directory may be found elsewhere
 		} else if err == nil {
 			err = w.r.u.RemoveName(dir, name)
 		}

@@ -1,0 +1,51 @@
+package backup_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/secrate/secrate/internal/backup"
+)
+
+// TestScanLinkForDirectory puts a further name of a file where a directory was that has moved.
+func TestScanLinkForDirectory(t *testing.T) {
+	for _, only := range []bool{false, true} {
+		c := newScanCase(t)
+		c.write("d/in", "in it")
+		c.must(os.Mkdir(c.path("z"), 0o755))
+		c.f.scan("s", c.dir, backup.ScanOptions{})
+		c.must(os.Rename(c.path("d"), c.path("z/d")))
+		c.write("a", strings.Repeat("x", 1000))
+		c.must(os.Link(c.path("a"), c.path("d")))
+		o := backup.ScanOptions{}
+		if only {
+			o.Only = &backup.Changes{Paths: []string{"", "a", "z"}, Trees: []string{"d", "z/d"}}
+		}
+		c.f.scan("s", c.dir, o)
+		c.same(t, "a link for a directory")
+	}
+}
+
+// TestScanChangesIgnoreReplaced replaces a file of patterns by a directory.
+func TestScanChangesIgnoreReplaced(t *testing.T) {
+	for _, dir := range []string{"", "p/"} {
+		t.Run(dir, func(t *testing.T) {
+			c := newScanCase(t)
+			c.write(dir+".ignore", "*.o\n")
+			c.write(dir+"x.o", "object")
+			scan := func(o backup.ScanOptions) {
+				t.Helper()
+				j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", ExcludeFiles: []string{".ignore"}})
+				c.must(err)
+				_, err = j.Scan(t.Context(), c.dir, o)
+				c.must(err)
+			}
+			scan(backup.ScanOptions{})
+			c.must(os.Remove(c.path(dir + ".ignore")))
+			c.must(os.Mkdir(c.path(dir+".ignore"), 0o755))
+			scan(backup.ScanOptions{Only: &backup.Changes{Paths: []string{strings.TrimSuffix(dir, "/")}, Trees: []string{dir + ".ignore"}}})
+			c.same(t, "a directory for a file of patterns")
+		})
+	}
+}
