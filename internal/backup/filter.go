@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -184,7 +185,11 @@ func (f *filter) leftOut(path string, kind filetree.Kind) (bool, error) {
 	}
 }
 
-// levelOf returns the level of a directory that is not left out.
+// errLeftOut is of a directory that was not left out a moment ago.
+var errLeftOut = fmt.Errorf("left out by now: %w", fs.ErrNotExist)
+
+// levelOf returns the level of a directory that is not left out. If it is by now, since the tree
+// has changed, that is an error as if it had gone.
 func (f *filter) levelOf(d *localfs.Dir, path string) (*level, error) {
 	if !f.deep() {
 		return nil, nil
@@ -192,8 +197,10 @@ func (f *filter) levelOf(d *localfs.Dir, path string) (*level, error) {
 	if path == "" {
 		return f.enter(nil, d, ""), nil
 	}
-	if _, err := f.leftOut(path, filetree.Dir); err != nil {
+	if left, err := f.leftOut(path, filetree.Dir); err != nil {
 		return nil, err
+	} else if left {
+		return nil, errLeftOut
 	}
 	return f.enter(f.last[strings.Count(path, "/")], d, path), nil
 }

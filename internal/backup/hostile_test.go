@@ -49,3 +49,14 @@ func TestScanChangesIgnoreReplaced(t *testing.T) {
 		})
 	}
 }
+
+// TestLevelOfChanges has a directory left out after names in it were found not to be.
+func TestLevelOfChanges(t *testing.T) {
+	c := newScanCase(t)
+	c.write("a/b/c/x", "x")
+	c.write("q/r/x", "x")
+	err := backup.LevelOf(t, c.dir, backup.Options{ExcludeFiles: []string{".ignore"}}, "a/b/c", []string{"a/b/c", "q/r"}, func() { c.write("a/.ignore", "b\n") })
+	if err == nil {
+		t.Error("a directory that is left out by now has a level")
+	}
+}

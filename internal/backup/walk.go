@@ -84,6 +84,10 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 	r := w.r
 	stack := []*place{at}
 	level, err := r.filter.levelOf(dir, strings.TrimSuffix(prefix, "/"))
+	if err != nil && w.live != nil { // it is elsewhere now, or left out: nothing of it is gone
+		w.failed(strings.TrimSuffix(prefix, "/"), err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
