@@ -1,9 +1,13 @@
 package backup_test
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/secrate/secrate/internal/backup"
 )
@@ -58,5 +62,36 @@ func TestLevelOfChanges(t *testing.T) {
 	err := backup.LevelOf(t, c.dir, backup.Options{ExcludeFiles: []string{".ignore"}}, "a/b/c", []string{"a/b/c", "q/r"}, func() { c.write("a/.ignore", "b\n") })
 	if err == nil {
 		t.Error("a directory that is left out by now has a level")
+	}
+}
+
+// TestScanFewDescriptors scans a tree that has not changed while there are ever so few
+// descriptors to be had: whatever cannot be opened, nothing of it is gone.
+func TestScanFewDescriptors(t *testing.T) {
+	c := newScanCase(t)
+	for _, dir := range []string{"", "a/", "a/b/", "c/"} {
+		for i := range 3 {
+			c.write(fmt.Sprintf("%sf%d", dir, i), "text")
+		}
+	}
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	src := c.f.source("s")
+	var old unix.Rlimit
+	c.must(unix.Getrlimit(unix.RLIMIT_NOFILE, &old))
+	open, err := os.ReadDir("/proc/self/fd")
+	c.must(err)
+	for _, only := range []*backup.Changes{nil, {Paths: []string{"a/f1"}, Trees: []string{"a", "c"}}} {
+		for more := range 40 {
+			few := old
+			few.Cur = uint64(len(open) - 1 + more)
+			c.must(unix.Setrlimit(unix.RLIMIT_NOFILE, &few))
+			res, err := c.f.job("s").Scan(t.Context(), c.dir, backup.ScanOptions{Only: only})
+			c.must(unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
+			_, rerr := c.f.w.Recover(t.Context())
+			head, herr := c.f.w.Head(src)
+			if c.must(errors.Join(rerr, herr)); head.Seq != 1 {
+				t.Fatalf("%d more: #%d, of a tree that has not changed; %v, not read: %q", more, head.Seq, err, res.Failed)
+			}
+		}
 	}
 }
