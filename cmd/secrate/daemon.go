@@ -261,7 +261,7 @@ func (r *running) Bring(ctx context.Context, name string, only *watch.Changes, y
 	defer w.close()
 	o := runOptions{take: src.Mode == config.Files, upload: true, brief: true, yield: yield}
 	if only != nil {
-		o.only = &backup.Changes{Paths: only.Paths, Trees: only.Trees}
+		o.only = &backup.Changes{Paths: only.Paths, Trees: only.Trees, Moved: only.Moved}
 	}
 	family := a.prepare(ctx, s, w, selection{Source: src}, o)
 	a.uploadRuns(ctx, s, w, family, o, a.results())

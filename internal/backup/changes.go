@@ -18,6 +18,11 @@ import (
 type Changes struct {
 	Paths []string // names that were made, changed or taken away; of a directory it and its attributes
 	Trees []string // directories in which anything may have changed
+	// Moved are names that something was moved from or to, perhaps long ago, and that need not be
+	// looked at by themselves: a file that is written to all the time, say. Where what is missed
+	// under another name is there, or what is found under another was, they are looked at as well.
+	// Else there would be a snapshot that has it nowhere.
+	Moved []string
 }
 
 // follows reports whether to look at what has changed is enough to come from head to what the
@@ -36,7 +41,7 @@ func (j *Job) follows(head s3history.Snapshot, c *Changes) bool {
 func (r *reader) scanChanges(c *Changes) error {
 	w := r.scanner()
 	w.live.few = true
-	p := &looks{w: w, at: map[string]*look{}, dirs: map[string]filetree.NodeID{"": filetree.RootNode}, left: map[filetree.NodeID]bool{}}
+	p := &looks{w: w, at: map[string]*look{}, dirs: map[string]filetree.NodeID{"": filetree.RootNode}, left: map[filetree.NodeID]bool{}, come: map[uint64]bool{}}
 	if err := p.plan(c); err != nil {
 		return err
 	}
@@ -73,6 +78,7 @@ type looks struct {
 	at   map[string]*look           // by path
 	dirs map[string]filetree.NodeID // of directories that are the same in state and tree; else 0
 	left map[filetree.NodeID]bool   // nodes that are not in the place they were
+	come map[uint64]bool            // inode numbers of what the state has not where it was found
 }
 
 func (p *looks) plan(c *Changes) error {
@@ -82,6 +88,43 @@ func (p *looks) plan(c *Changes) error {
 	}{{c.Paths, false}, {c.Trees, true}} {
 		for _, path := range all.paths {
 			if err := p.add(path, all.below); err != nil {
+				return err
+			}
+		}
+	}
+	return p.moved(c.Moved)
+}
+
+// moved has those of paths looked at that are the other end of a move.
+func (p *looks) moved(paths []string) error {
+	if len(paths) == 0 || len(p.left) == 0 && len(p.come) == 0 {
+		return nil
+	}
+	gone := map[uint64]bool{}
+	for n := range p.left {
+		a, err := p.w.state.Attr(n)
+		if err != nil {
+			return err
+		}
+		gone[a.Ino] = true
+	}
+	for _, path := range paths {
+		dir, name := cutPath(path)
+		st, err := p.stat(dir, name)
+		other := err == nil && gone[st.Ino]
+		if !other && len(p.come) > 0 {
+			n, err := p.w.state.Resolve(strings.Split(path, "/"))
+			var was filetree.Attr
+			if err == nil {
+				was, err = p.w.state.Attr(n)
+			}
+			if ignoreNotExist(err) != nil {
+				return err
+			}
+			other = err == nil && p.come[was.Ino] && was.Ino != st.Ino
+		}
+		if other {
+			if err := p.add(path, false); err != nil {
 				return err
 			}
 		}
@@ -225,7 +268,11 @@ func (p *looks) name(at string, node filetree.NodeID, name string, below bool) e
 	if ok {
 		return nil
 	}
+	st, there := p.stat(at, name)
 	c, err := p.w.state.Child(node, name)
+	if there == nil && (err != nil || st.Ino != c.Attr.Ino) {
+		p.come[st.Ino] = true
+	}
 	if err != nil {
 		return ignoreNotExist(err)
 	}
@@ -238,7 +285,7 @@ func (p *looks) name(at string, node filetree.NodeID, name string, below bool) e
 			p.w.live.few = false // things may have been moved out of it that nobody names
 		}
 	}
-	if st, err := p.stat(at, name); err == nil && st.Ino == a.Ino {
+	if there == nil && st.Ino == a.Ino {
 		return nil
 	}
 	return p.leaves(n, &a)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/secrate/secrate/internal/backup"
+	"github.com/secrate/secrate/internal/filetree"
 )
 
 // TestScanLinkForDirectory puts a further name of a file where a directory was that has moved.
@@ -92,6 +93,53 @@ func TestScanFewDescriptors(t *testing.T) {
 			if c.must(errors.Join(rerr, herr)); head.Seq != 1 {
 				t.Fatalf("%d more: #%d, of a tree that has not changed; %v, not read: %q", more, head.Seq, err, res.Failed)
 			}
+		}
+	}
+}
+
+// TestScanChangesMoved moves what is written to all the time, so that one of its names is not due
+// with the other: it is in no snapshot nowhere, and stays what it was.
+func TestScanChangesMoved(t *testing.T) {
+	for _, dir := range []bool{false, true} {
+		for _, first := range []string{"from", "to"} {
+			t.Run(fmt.Sprintf("%s, directory %v", first, dir), func(t *testing.T) {
+				c := newScanCase(t)
+				in := ""
+				if dir {
+					in = "/f"
+				}
+				c.write("a/from"+in, "text")
+				c.write("b/x", "x")
+				c.write("b/busy", "busy")
+				c.f.scan("s", c.dir, backup.ScanOptions{})
+				src := c.f.source("s")
+				node := func(path string) (n filetree.NodeID) {
+					t.Helper()
+					head, err := c.f.w.Head(src)
+					c.must(err)
+					n, err = c.f.cat.At(src.ID, head.Seq).Resolve(strings.Split(path, "/"))
+					c.must(err)
+					return n
+				}
+				was := node("a/from" + in)
+				c.must(os.Rename(c.path("a/from"), c.path("b/to")))
+				if dir {
+					c.must(os.Mkdir(c.path("a/from"), 0o755))
+				} else {
+					c.write("a/from", "another")
+				}
+				c.write("b/busy", "as busy as ever")
+				only := backup.Changes{Paths: []string{"a", "a/from", "b"}, Moved: []string{"b/gone", "b/to", "gone/busy"}}
+				if first == "to" {
+					only = backup.Changes{Paths: []string{"b", "b/to", "a"}, Moved: []string{"a/from", "b/x"}}
+				}
+				c.f.scan("s", c.dir, backup.ScanOptions{Only: &only})
+				if now := node("b/to" + in); now != was {
+					t.Errorf("node %d was moved, and %d has its name", was, now)
+				}
+				c.f.scan("s", c.dir, backup.ScanOptions{Only: &backup.Changes{Paths: []string{"b/busy"}}})
+				c.same(t, "moved")
+			})
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 const (
 	maxNames = 100_000
 	maxBytes = 16 << 20 // of all names together
+	maxMoved = 1000     // in Changes.Moved
 )
 
 // A tracker knows what has changed and is not yet dealt with. It is a function of
@@ -43,7 +44,8 @@ type span struct{ first, last time.Duration }
 
 type mark struct {
 	span
-	tree bool // all below it, too
+	tree  bool // all below it, too
+	moved bool // something was moved from it or to it
 }
 
 func newTracker(settle, maxDelay time.Duration, now time.Time) *tracker {
@@ -53,12 +55,17 @@ func newTracker(settle, maxDelay time.Duration, now time.Time) *tracker {
 // mark says that path changed, and if tree is set perhaps all that is below it. It
 // reports whether that made the names too many to be kept one by one.
 func (t *tracker) mark(now time.Time, path string, tree bool) (tooMany bool) {
+	return t.markAs(now, path, tree, false)
+}
+
+// markAs is mark of a name that something was moved from or to, if moved is set.
+func (t *tracker) markAs(now time.Time, path string, tree, moved bool) (tooMany bool) {
 	if tree && path == "" {
 		t.markAll(now)
 		return false
 	}
 	at := now.Sub(t.epoch)
-	return t.waiting.add(path, mark{span{at, at}, tree})
+	return t.waiting.add(path, mark{span{at, at}, tree, moved})
 }
 
 // markAll says that anything may have changed.
@@ -78,7 +85,7 @@ func (n *names) add(path string, m mark) (tooMany bool) {
 	old, ok := n.marks[path]
 	if ok {
 		m.span.join(old.span)
-		m.tree = m.tree || old.tree
+		m.tree, m.moved = m.tree || old.tree, m.moved || old.moved
 	} else {
 		if len(n.marks) >= maxNames || n.bytes+len(path) > maxBytes {
 			n.addAll(m.span)
@@ -154,6 +161,7 @@ func (t *tracker) take(now time.Time) (Changes, bool) {
 			}
 		}
 		c = taken.changes()
+		c.Moved = t.waiting.moved()
 	}
 	t.taken, t.next = taken, at+t.settle
 	return c, true
@@ -221,6 +229,18 @@ func (n *names) changes() Changes {
 	slices.Sort(c.Paths)
 	slices.Sort(c.Trees)
 	return c
+}
+
+// moved returns names that something was moved from or to, in order.
+func (n *names) moved() []string {
+	var all []string
+	for path, m := range n.marks {
+		if m.moved && len(all) < maxMoved {
+			all = append(all, path)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // covered reports whether a directory above path is there with all below it.
