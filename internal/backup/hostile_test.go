@@ -3,14 +3,20 @@ package backup_test
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/testenv/loopfs"
+	"github.com/secrate/secrate/testenv/treegen"
 )
 
 // TestScanLinkForDirectory puts a further name of a file where a directory was that has moved.
@@ -141,5 +147,92 @@ func TestScanChangesMoved(t *testing.T) {
 				c.same(t, "moved")
 			})
 		}
+	}
+}
+
+// TestScanChangesApart looks at what has changed in parts, in any order, as it is due: when all of
+// it was looked at the history is the tree.
+func TestScanChangesApart(t *testing.T) {
+	for _, few := range []bool{false, true} {
+		t.Run(fmt.Sprint(few), func(t *testing.T) {
+			if few {
+				backup.SetMaxKnown(t, 3, 2)
+			}
+			fs := loopfs.New(t, loopfs.Ext4, loopfs.Options{Size: 1 << 30})
+			seeds := []uint64{*seedFlag}
+			if *seedFlag == 0 {
+				seeds = nil
+				for i := range 3 {
+					seeds = append(seeds, uint64(time.Now().UnixNano())+uint64(i))
+				}
+			}
+			for _, seed := range seeds {
+				t.Run(fmt.Sprint(seed), func(t *testing.T) {
+					base := filepath.Join(fs.Dir, fmt.Sprint(seed))
+					c := &scanCase{newFixture(t), filepath.Join(base, "tree")}
+					outside := filepath.Join(base, "outside")
+					c.must(errors.Join(os.MkdirAll(c.dir, 0o755), os.Mkdir(outside, 0o755)))
+					scanChangesApart(t, c, seed, outside)
+				})
+			}
+		})
+	}
+}
+
+func scanChangesApart(t *testing.T, c *scanCase, seed uint64, outside string) {
+	rng := rand.New(rand.NewPCG(seed, 2))
+	g, err := treegen.New(c.dir, treegen.Options{Seed: seed, Outside: outside})
+	c.must(err)
+	c.must(g.Step(60))
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	before := scanned(t, c.dir)
+	for i := range 25 {
+		c.must(g.Step(1 + rng.IntN(15)))
+		g.Note("scan %d", i)
+		after := scanned(t, c.dir)
+		all := changed(rng, before, after)
+		parts := make([]backup.Changes, 1+rng.IntN(3))
+		some := func() *backup.Changes { return &parts[rng.IntN(len(parts))] }
+		is, part := map[string]uint64{}, map[string]int{}
+		for _, e := range after {
+			is[e.Path] = e.Ino
+		}
+		ended := map[string]bool{} // directories
+		for _, e := range before {
+			ended[e.Path] = e.Kind == filetree.Dir && is[e.Path] != e.Ino
+		}
+		slices.Sort(all.Paths) // what is in a directory after it
+		for _, path := range all.Paths {
+			n := rng.IntN(len(parts))
+			for at := range path { // of one that has gone nothing comes later than that
+				if m, ok := part[path[:at]]; ok && path[at] == '/' && ended[path[:at]] {
+					n = min(n, m)
+				}
+			}
+			part[path] = n
+			p := &parts[n]
+			p.Paths = append(p.Paths, path)
+			if rng.IntN(4) == 0 {
+				p = some()
+				p.Moved = append(p.Moved, path)
+			}
+		}
+		for _, path := range all.Trees {
+			p := some()
+			p.Trees = append(p.Trees, path)
+		}
+		for _, p := range parts {
+			c.f.scan("s", c.dir, backup.ScanOptions{Only: &p})
+		}
+		c.same(t, fmt.Sprintf("what has changed in step %d, in %d parts", i, len(parts)))
+		before = after
+		if t.Failed() {
+			break
+		}
+	}
+	if t.Failed() {
+		log := filepath.Join(os.TempDir(), fmt.Sprintf("secrate-seed-%d.log", seed))
+		os.WriteFile(log, []byte(g.Log()), 0o600)
+		t.Logf("-seed %d; operations in %s", seed, log)
 	}
 }

@@ -46,6 +46,7 @@ type mark struct {
 	span
 	tree  bool // all below it, too
 	moved bool // something was moved from it or to it
+	ended bool // a directory was, that is not there or is another now
 }
 
 func newTracker(settle, maxDelay time.Duration, now time.Time) *tracker {
@@ -55,17 +56,18 @@ func newTracker(settle, maxDelay time.Duration, now time.Time) *tracker {
 // mark says that path changed, and if tree is set perhaps all that is below it. It
 // reports whether that made the names too many to be kept one by one.
 func (t *tracker) mark(now time.Time, path string, tree bool) (tooMany bool) {
-	return t.markAs(now, path, tree, false)
+	return t.markAs(now, path, mark{tree: tree})
 }
 
-// markAs is mark of a name that something was moved from or to, if moved is set.
-func (t *tracker) markAs(now time.Time, path string, tree, moved bool) (tooMany bool) {
-	if tree && path == "" {
+// markAs is mark of a name of which more is known.
+func (t *tracker) markAs(now time.Time, path string, m mark) (tooMany bool) {
+	if m.tree && path == "" {
 		t.markAll(now)
 		return false
 	}
 	at := now.Sub(t.epoch)
-	return t.waiting.add(path, mark{span{at, at}, tree, moved})
+	m.span = span{at, at}
+	return t.waiting.add(path, m)
 }
 
 // markAll says that anything may have changed.
@@ -85,7 +87,7 @@ func (n *names) add(path string, m mark) (tooMany bool) {
 	old, ok := n.marks[path]
 	if ok {
 		m.span.join(old.span)
-		m.tree, m.moved = m.tree || old.tree, m.moved || old.moved
+		m.tree, m.moved, m.ended = m.tree || old.tree, m.moved || old.moved, m.ended || old.ended
 	} else {
 		if len(n.marks) >= maxNames || n.bytes+len(path) > maxBytes {
 			n.addAll(m.span)
@@ -151,6 +153,13 @@ func (t *tracker) take(now time.Time) (Changes, bool) {
 		}
 		if len(taken.marks) == 0 {
 			return Changes{}, false
+		}
+		// Names below a directory that ended lead to nothing once its end is known. If one was
+		// written to that is among several of a file, the others are to be looked at before.
+		for path, m := range t.waiting.marks {
+			if taken.below(path, func(m mark) bool { return m.ended }) {
+				taken.add(path, m)
+			}
 		}
 		if len(taken.marks) == len(t.waiting.marks) {
 			t.waiting = names{} // the map does not shrink by itself
@@ -245,13 +254,18 @@ func (n *names) moved() []string {
 
 // covered reports whether a directory above path is there with all below it.
 func (n *names) covered(path string) bool {
+	return n.below(path, func(m mark) bool { return m.tree })
+}
+
+// below reports whether a directory above path is there, and is so.
+func (n *names) below(path string, so func(mark) bool) bool {
 	for {
 		i := strings.LastIndexByte(path, '/')
 		if i < 0 {
 			return false
 		}
 		path = path[:i]
-		if n.marks[path].tree {
+		if so(n.marks[path]) {
 			return true
 		}
 	}
