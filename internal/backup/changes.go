@@ -2,10 +2,12 @@ package backup
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
+	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/localfs"
 	"github.com/secrate/secrate/s3history"
@@ -41,25 +43,108 @@ func (j *Job) follows(head s3history.Snapshot, c *Changes) bool {
 func (r *reader) scanChanges(c *Changes) error {
 	w := r.scanner()
 	w.live.few = true
-	p := &looks{w: w, at: map[string]*look{}, dirs: map[string]filetree.NodeID{"": filetree.RootNode}, left: map[filetree.NodeID]bool{}, come: map[uint64]bool{}}
+	p := w.looks()
 	if err := p.plan(c); err != nil {
 		return err
 	}
 	if slices.SortFunc(w.live.inodes, compareInodes); !w.live.few {
 		w.live.inodes = nil
 	}
-	err := r.run(func(give func(*task) error) error {
+	if err := p.look(); err != nil {
+		return err
+	}
+	if err := w.otherNames(); err != nil {
+		return err
+	}
+	return w.live.settle()
+}
+
+// look looks at what was planned.
+func (p *looks) look() error {
+	return p.w.r.run(func(give func(*task) error) error {
 		for _, l := range p.order() {
-			if err := w.some(l, give); err != nil {
+			if err := p.w.some(l, give); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// otherNames looks at the files that are to lose a name and have others, by these. Whatever was
+// done to them by the name that goes, no later hint of it would lead to them.
+func (w *walker) otherNames() error {
+	p := w.looks()
+	few, inodes := w.live.few, w.live.inodes
+	more := 0
+	err := w.live.eachGone(func(e catalog.Entry, n filetree.NodeID) error {
+		has, _, err := w.r.u.Lookup(e.Dir, e.Name)
+		if err != nil || has != n {
+			return ignoreNotExist(err)
+		}
+		return p.losing(e, n, &more)
+	})
 	if err != nil {
 		return err
 	}
-	return w.live.settle()
+	if more > maxLosing {
+		w.r.j.o.Observer.Warn(w.r.j.o.Source, fmt.Sprintf("%d files with several names have lost some: %d of them are looked at now, all by the next scan of everything", more, maxLosing))
+	}
+	// What was known of moves is enough: these have not been.
+	w.live.few, w.live.inodes = few, inodes
+	if len(p.at) == 0 {
+		return nil
+	}
+	return p.look()
+}
+
+// maxLosing is of how many files the other names are looked at.
+const maxLosing = 100_000
+
+// losing has the other names of a file looked at that is to lose the one at e, or of all such files
+// below a directory.
+func (p *looks) losing(e catalog.Entry, n filetree.NodeID, more *int) error {
+	v := p.w.r.u.View()
+	a, err := v.Attr(n)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	if a.Kind == filetree.Dir {
+		for c, err := range v.Children(n) {
+			if err == nil {
+				err = p.losing(catalog.Entry{Dir: n, Name: c.Name}, c.Node, more)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	entries, err := v.Entries(n, maxOthers)
+	if err != nil || len(entries) < 2 {
+		return err
+	}
+	if *more++; *more > maxLosing {
+		return nil
+	}
+	for _, o := range entries {
+		if o == e {
+			continue
+		}
+		// In a directory that is elsewhere now all has been looked at.
+		was, err := p.w.state.Path(o.Dir)
+		var is []string
+		if err == nil {
+			is, err = v.Path(o.Dir)
+		}
+		if err == nil && slices.Equal(was, is) {
+			err = p.add(strings.Join(append(is, o.Name), "/"), false)
+		}
+		if ignoreNotExist(err) != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // A look is the names that are looked at in one directory, which the state and the tree both
@@ -79,6 +164,10 @@ type looks struct {
 	dirs map[string]filetree.NodeID // of directories that are the same in state and tree; else 0
 	left map[filetree.NodeID]bool   // nodes that are not in the place they were
 	come map[uint64]bool            // inode numbers of what the state has not where it was found
+}
+
+func (w *walker) looks() *looks {
+	return &looks{w: w, at: map[string]*look{}, dirs: map[string]filetree.NodeID{"": filetree.RootNode}, left: map[filetree.NodeID]bool{}, come: map[uint64]bool{}}
 }
 
 func (p *looks) plan(c *Changes) error {

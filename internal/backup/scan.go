@@ -418,26 +418,29 @@ func (s *scan) displace(dir filetree.NodeID, name string) error {
 }
 
 // settle takes away what the tree has no longer.
-func (s *scan) settle() error {
+func (s *scan) settle() error { return s.eachGone(s.remove) }
+
+// eachGone calls do with each name that the tree has no longer, and what it was of.
+func (s *scan) eachGone(do func(e catalog.Entry, n filetree.NodeID) error) error {
 	for e, n := range s.gone.names {
-		if err := s.remove(e, n); err != nil {
+		if err := do(e, n); err != nil {
 			return err
 		}
 	}
 	for _, m := range s.gone.many {
-		if err := s.removeMany(m); err != nil {
+		if err := s.eachOfMany(m, do); err != nil {
 			return err
 		}
 	}
 	for _, a := range s.limbo {
-		if err := s.remove(catalog.Entry{Dir: filetree.RootNode, Name: a.name}, a.node); err != nil {
+		if err := do(catalog.Entry{Dir: filetree.RootNode, Name: a.name}, a.node); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *scan) removeMany(m manyGone) error {
+func (s *scan) eachOfMany(m manyGone, do func(e catalog.Entry, n filetree.NodeID) error) error {
 	at := uint32(0)
 	for c, err := range s.w.state.Children(m.dir) { // of a state that does not change
 		if err != nil {
@@ -453,7 +456,7 @@ func (s *scan) removeMany(m manyGone) error {
 		if k := m.back; k != nil && k.back[maphash.String(k.seed, c.Name)] {
 			continue
 		}
-		if err := s.remove(catalog.Entry{Dir: m.dir, Name: c.Name}, c.Node); err != nil {
+		if err := do(catalog.Entry{Dir: m.dir, Name: c.Name}, c.Node); err != nil {
 			return err
 		}
 	}
