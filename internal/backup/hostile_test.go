@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -193,23 +192,8 @@ func scanChangesApart(t *testing.T, c *scanCase, seed uint64, outside string) {
 		all := changed(rng, before, after)
 		parts := make([]backup.Changes, 1+rng.IntN(3))
 		some := func() *backup.Changes { return &parts[rng.IntN(len(parts))] }
-		is, part := map[string]uint64{}, map[string]int{}
-		for _, e := range after {
-			is[e.Path] = e.Ino
-		}
-		ended := map[string]bool{} // directories
-		for _, e := range before {
-			ended[e.Path] = e.Kind == filetree.Dir && is[e.Path] != e.Ino
-		}
-		slices.Sort(all.Paths) // what is in a directory after it
 		for _, path := range all.Paths {
 			n := rng.IntN(len(parts))
-			for at := range path { // of one that has gone nothing comes later than that
-				if m, ok := part[path[:at]]; ok && path[at] == '/' && ended[path[:at]] {
-					n = min(n, m)
-				}
-			}
-			part[path] = n
 			p := &parts[n]
 			p.Paths = append(p.Paths, path)
 			if rng.IntN(4) == 0 {
