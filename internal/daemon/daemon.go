@@ -138,8 +138,9 @@ type source struct {
 	outcome Outcome
 	total   Totals
 	watcher *watch.Watcher
-	stop    func() // ends watcher, and waits for it
-	later   bool   // it is begun again, of which nobody need be told
+	stop    func()    // ends watcher, and waits for it
+	later   bool      // it is begun again, of which nobody need be told
+	asked   time.Time // since when what is brought was wanted
 }
 
 // New returns a daemon that does nothing until Run.
@@ -358,7 +359,7 @@ func (d *Daemon) bringNext(ctx context.Context, now time.Time) {
 		return
 	}
 	s := first
-	s.wanted = time.Time{}
+	s.wanted, s.asked = time.Time{}, s.wanted
 	var batch *watch.Batch
 	var only *watch.Changes
 	if s.watcher != nil {
@@ -423,7 +424,7 @@ func (d *Daemon) ended(ctx context.Context, j *job, s *source, out Outcome, chan
 	case errors.Is(err, ErrLater):
 		j.retry = now.Add(soon)
 		if bring {
-			d.want(s, now)
+			s.wanted = s.asked // it has been waiting all the time
 		} else {
 			j.fails = max(j.fails, 1) // that look tries it again
 		}

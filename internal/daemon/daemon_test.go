@@ -452,3 +452,15 @@ func TestNullState(t *testing.T) {
 		})
 	}
 }
+
+// TestWaits: what cannot be begun waits since it was wanted, however often it was tried.
+func TestWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{t: t, fail: func(string) error { return daemon.ErrLater }}
+		began := time.Now()
+		d := run(t, r, stateFile(t), daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "@daily")}}, Location: time.UTC}, 10*time.Minute)
+		if since := d.Status().Sources[0].Waiting; !since.Equal(began) {
+			t.Errorf("it waits since %v, not %v", since, began)
+		}
+	})
+}
