@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -218,5 +219,67 @@ func scanChangesApart(t *testing.T, c *scanCase, seed uint64, outside string) {
 		log := filepath.Join(os.TempDir(), fmt.Sprintf("secrate-seed-%d.log", seed))
 		os.WriteFile(log, []byte(g.Log()), 0o600)
 		t.Logf("-seed %d; operations in %s", seed, log)
+	}
+}
+
+// A meddler changes the tree when so many files have been seen.
+type meddler struct {
+	seen   atomic.Int64
+	at     int64
+	change func()
+}
+
+func (*meddler) Phase(string, string) {}
+func (*meddler) Warn(string, string)  {}
+func (m *meddler) Seen(files, _ int64) {
+	if before := m.seen.Add(files) - files; before < m.at && before+files >= m.at {
+		m.change()
+	}
+}
+
+// TestScanLinksNumberAgain has a file of two names go, and another of two names get its inode number
+// while the tree is scanned: it is not the first one.
+func TestScanLinksNumberAgain(t *testing.T) {
+	fs := loopfs.New(t, loopfs.Ext4, loopfs.Options{Size: 256 << 20})
+	c := &scanCase{newFixture(t), filepath.Join(fs.Dir, "tree")}
+	c.write("a/1", "the first")
+	c.must(os.Link(c.path("a/1"), c.path("a/2")))
+	for i := range 500 {
+		c.write(fmt.Sprintf("b/%d", i), "x")
+	}
+	c.must(os.Mkdir(c.path("c"), 0o755))
+	ino := func(name string) uint64 {
+		var st unix.Stat_t
+		c.must(unix.Stat(c.path(name), &st))
+		return st.Ino
+	}
+	m := &meddler{at: 100, change: func() {
+		was := ino("a/1")
+		c.must(errors.Join(os.Remove(c.path("a/1")), os.Remove(c.path("a/2"))))
+		for i := range 1000 { // the file system gives the number to one of the next
+			name := fmt.Sprint("a/new", i)
+			if c.write(name, "another one"); ino(name) == was {
+				c.must(errors.Join(os.Rename(c.path(name), c.path("c/1")), os.Link(c.path("c/1"), c.path("c/2"))))
+				return
+			}
+		}
+		t.Error("the number was not used again")
+	}}
+	j, err := backup.New(backup.Options{Writer: c.f.w, Source: "s", Observer: m})
+	c.must(err)
+	_, err = j.Scan(t.Context(), c.dir, backup.ScanOptions{})
+	c.must(err)
+	src := c.f.source("s")
+	head, err := c.f.w.Head(src)
+	c.must(err)
+	v := c.f.cat.At(src.ID, head.Seq)
+	for _, name := range []string{"1", "2"} {
+		n, err := v.Resolve([]string{"c", name})
+		c.must(err)
+		a, err := v.Attr(n)
+		c.must(err)
+		if a.Size != int64(len("another one")) {
+			t.Errorf("c/%s is node %d of %d bytes", name, n, a.Size)
+		}
 	}
 }

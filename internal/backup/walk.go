@@ -338,6 +338,13 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 	}
 	if a.Kind != filetree.Dir && t.stat.Nlink > 1 {
 		n, ok := w.links[a.Ino]
+		if ok && w.live != nil { // the number may be that of another by now
+			has, err := u.Attr(n)
+			if ignoreNotExist(err) != nil {
+				return err
+			}
+			ok = err == nil && (has.Btime == a.Btime || has.Btime.IsZero() || a.Btime.IsZero())
+		}
 		if !ok && w.part && was == 0 {
 			// A name that the update has is to be read again, whatever has it.
 			_, _, err := u.Lookup(parent.node, name)
