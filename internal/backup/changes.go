@@ -496,8 +496,13 @@ func (w *walker) one(dir *localfs.Dir, path, name string, at *place, below bool,
 	case it != nil && w.r.filter.excludes(at.level, path, it.Kind, it.Nodump):
 		return nil // it is to be gone
 	case err != nil:
-		w.live.present(at, name)
 		w.failed(path, err)
+		if it != nil {
+			if err := w.shut(it, path, at, err, give); err != nil {
+				return err
+			}
+		}
+		w.live.present(at, name)
 		return nil
 	case it.Boundary != nil:
 		w.live.present(at, name)

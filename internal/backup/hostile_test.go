@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/testenv"
 	"github.com/secrate/secrate/testenv/loopfs"
 	"github.com/secrate/secrate/testenv/treegen"
 )
@@ -280,6 +282,41 @@ func TestScanLinksNumberAgain(t *testing.T) {
 		c.must(err)
 		if a.Size != int64(len("another one")) {
 			t.Errorf("c/%s is node %d of %d bytes", name, n, a.Size)
+		}
+	}
+}
+
+// TestScanMovedShut moves a directory that may not be read: what is in it has not gone.
+func TestScanMovedShut(t *testing.T) {
+	if os.Getenv("SECRATE_TEST_SHUT") == "" { // root may read everything
+		testenv.Need(t, testenv.Root, testenv.Tool("setpriv"))
+		cmd := exec.CommandContext(t.Context(), "setpriv", "--bounding-set=-dac_override,-dac_read_search", os.Args[0], "-test.run=^TestScanMovedShut$")
+		cmd.Env = append(os.Environ(), "SECRATE_TEST_SHUT=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	for _, only := range []*backup.Changes{nil, {Paths: []string{"", "a", "b", "b/d"}, Trees: []string{"b/d"}}} {
+		c := newScanCase(t)
+		c.write("a/in/x", "text")
+		c.must(os.Mkdir(c.path("b"), 0o755))
+		c.f.scan("s", c.dir, backup.ScanOptions{})
+		c.must(errors.Join(os.Rename(c.path("a"), c.path("b/d")), os.Chmod(c.path("b/d"), 0), os.Chmod(c.dir, 0o755)))
+		res, err := c.f.job("s").Scan(t.Context(), c.dir, backup.ScanOptions{Only: only})
+		c.must(errors.Join(err, os.Chmod(c.path("b/d"), 0o755)))
+		if len(res.Failed) != 1 {
+			t.Errorf("not read: %q", res.Failed)
+		}
+		src := c.f.source("s")
+		head, err := c.f.w.Head(src)
+		c.must(err)
+		v := c.f.cat.At(src.ID, head.Seq)
+		if _, err := v.Resolve([]string{"b", "d", "in", "x"}); err != nil {
+			t.Errorf("only %v: #%d: b/d/in/x: %v", only, head.Seq, err)
+		}
+		if _, err := v.Resolve([]string{"a"}); err == nil {
+			t.Error("a is still there")
 		}
 	}
 }
