@@ -42,7 +42,7 @@ func (j *Job) follows(head s3history.Snapshot, c *Changes) bool {
 // and to what is below those of them that are new.
 func (r *reader) scanChanges(c *Changes) error {
 	w := r.scanner()
-	w.live.few = true
+	w.live.few, w.live.part = true, true
 	p := w.looks()
 	if err := p.plan(c); err != nil {
 		return err
@@ -87,6 +87,11 @@ func (w *walker) otherNames() error {
 	if err != nil {
 		return err
 	}
+	for _, n := range w.live.replaced {
+		if err := p.others(catalog.Entry{}, n, &more); ignoreNotExist(err) != nil {
+			return err
+		}
+	}
 	if more > maxLosing {
 		w.r.j.o.Observer.Warn(w.r.j.o.Source, fmt.Sprintf("%d files with several names have lost some: %d of them are looked at now, all by the next scan of everything", more, maxLosing))
 	}
@@ -120,8 +125,14 @@ func (p *looks) losing(e catalog.Entry, n filetree.NodeID, more *int) error {
 		}
 		return nil
 	}
+	return p.others(e, n, more)
+}
+
+// others has the names of a file looked at, but for one.
+func (p *looks) others(e catalog.Entry, n filetree.NodeID, more *int) error {
+	v := p.w.r.u.View()
 	entries, err := v.Entries(n, maxOthers)
-	if err != nil || len(entries) < 2 {
+	if err != nil || len(entries) == 0 || len(entries) == 1 && entries[0] == e {
 		return err
 	}
 	if *more++; *more > maxLosing {

@@ -320,3 +320,19 @@ func TestScanMovedShut(t *testing.T) {
 		}
 	}
 }
+
+// TestScanChangesReplacedLink writes to a file by one of its names and puts another file there. That
+// comes to light with the directory; the name itself is told of later.
+func TestScanChangesReplacedLink(t *testing.T) {
+	c := newScanCase(t)
+	c.write("x", "text")
+	c.write("d/y", "")
+	c.must(errors.Join(os.Remove(c.path("d/y")), os.Link(c.path("x"), c.path("d/y"))))
+	c.f.scan("s", c.dir, backup.ScanOptions{})
+	c.write("d/y", "another text")
+	c.write("d/new", "new")
+	c.must(os.Rename(c.path("d/new"), c.path("d/y")))
+	c.f.scan("s", c.dir, backup.ScanOptions{Only: &backup.Changes{Trees: []string{"d"}}})
+	c.f.scan("s", c.dir, backup.ScanOptions{Only: &backup.Changes{Paths: []string{"d/y"}}})
+	c.same(t, "another file for one of two names")
+}

@@ -49,6 +49,8 @@ type scan struct {
 	// displaced says that something lost its place and may turn up elsewhere. What there is
 	// then is no state to be committed: a node without a name would end with it.
 	displaced bool
+	part      bool              // only what has changed is looked at
+	replaced  []filetree.NodeID // then: files that something else has a name of
 }
 
 // An aside is a directory that waits in the root, under a name that nobody sees.
@@ -402,6 +404,9 @@ func (s *scan) displace(dir filetree.NodeID, name string) error {
 	}
 	s.displaced = true
 	if kind != filetree.Dir {
+		if s.part {
+			s.replaced = append(s.replaced, n)
+		}
 		return u.RemoveName(dir, name)
 	}
 	a := aside{fmt.Sprintf(".secrate-%d", n), n}
