@@ -44,7 +44,7 @@ func (w *Writer) maybeCheckpoint(ctx context.Context, source catalog.Source) err
 			return err
 		}
 	}
-	snaps, err := w.cat.Snapshots(source.ID)
+	snaps, err := w.cat.SnapshotsAfter(source.ID, st.Seq)
 	if err != nil || len(snaps) == 0 {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"math"
 	"slices"
@@ -879,3 +880,34 @@ func TestContentErrors(t *testing.T) {
 }
 
 var _ io.Writer = (*stopAfter)(nil)
+
+// A behind lists as of some time before, but for single objects.
+type behind struct {
+	store.Store
+	old *storetest.Mem
+}
+
+func (b *behind) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
+	if strings.HasSuffix(prefix, "/") {
+		return b.old.List(ctx, prefix)
+	}
+	return b.Store.List(ctx, prefix)
+}
+
+// TestVerifyBeside verifies while snapshots are added: what is not listed since it is new is not lost.
+func TestVerifyBeside(t *testing.T) {
+	f, _ := damaged(t)
+	old := f.mem.Clone()
+	x := must(ReadIndex(t.Context(), old, f.identity))
+	must(f.commit(f.writer(), 9, func(u *Update) {
+		n := must(u.Create(filetree.RootNode, "beside", filetree.Attr{Kind: filetree.File}))
+		if err := u.Write(n, 0, []byte("stored while others look")); err != nil {
+			t.Fatal(err)
+		}
+	}))
+	for _, o := range []VerifyOptions{{}, {ReadData: true}} {
+		for d := range Verify(t.Context(), &behind{f.mem, old}, x, f.cat, o, &VerifyResult{}) {
+			t.Error(d)
+		}
+	}
+}

@@ -279,6 +279,14 @@ func (v *verifier) manifest(n metaName, listed []map[metaName]int64) bool {
 		key := prefix + n.String()
 		size, ok := listed[j][n]
 		if !ok {
+			o, err := v.again(key)
+			if err != nil {
+				v.yield(Damage{Err: err})
+				return false
+			}
+			ok, size = o.Key != "", o.Size
+		}
+		if !ok {
 			bad = append(bad, Damage{Key: key, Err: store.ErrNotExist})
 			continue
 		}
@@ -303,6 +311,17 @@ func (v *verifier) manifest(n metaName, listed []map[metaName]int64) bool {
 	return true
 }
 
+// again looks once more for an object that was not listed: somebody may be at work, and the
+// catalog know of it already. The zero Object says that there is none.
+func (v *verifier) again(key string) (store.Object, error) {
+	for o, err := range v.store.List(v.ctx, key) { // who may only write may list
+		if err != nil || o.Key == key {
+			return o, err
+		}
+	}
+	return store.Object{}, nil
+}
+
 // packs walks the listing and the catalog's packs side by side, both by name.
 func (v *verifier) packs() {
 	next, stop := iter.Pull2(v.store.List(v.ctx, "packs/"))
@@ -322,8 +341,15 @@ func (v *verifier) packs() {
 			return
 		}
 		var bad error
+		o := o
+		if !ok || o.Key != key {
+			if o, err = v.again(key); err != nil {
+				v.yield(Damage{Err: err})
+				return
+			}
+		}
 		switch {
-		case !ok || o.Key != key:
+		case o.Key != key:
 			bad = store.ErrNotExist
 		case p.Size != 0 && o.Size != p.Size:
 			bad = fmt.Errorf("%d bytes instead of %d: %w", o.Size, p.Size, ErrFormat)

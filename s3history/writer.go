@@ -337,7 +337,11 @@ func decodeSnapshot(source catalog.Source, s catalog.Snapshot) (Snapshot, error)
 
 // Snapshots returns what the catalog knows of a source, in order.
 func Snapshots(db *catalog.DB, source catalog.Source) ([]Snapshot, error) {
-	all, err := db.Snapshots(source.ID)
+	return snapshotsAfter(db, source, 0)
+}
+
+func snapshotsAfter(db *catalog.DB, source catalog.Source, seq uint64) ([]Snapshot, error) {
+	all, err := db.SnapshotsAfter(source.ID, seq)
 	if err != nil {
 		return nil, err
 	}
@@ -551,6 +555,11 @@ func bytesOf(list []string) [][]byte {
 // Snapshots returns the snapshots of a source, in order.
 func (w *Writer) Snapshots(source catalog.Source) ([]Snapshot, error) {
 	return Snapshots(w.cat, source)
+}
+
+// SnapshotsAfter returns those of a source whose numbers are higher than seq, in order.
+func (w *Writer) SnapshotsAfter(source catalog.Source, seq uint64) ([]Snapshot, error) {
+	return snapshotsAfter(w.cat, source, seq)
 }
 
 // SetAlias notes, in this writer's catalog alone, that the file system's snapshot of

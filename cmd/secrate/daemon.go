@@ -270,7 +270,7 @@ func (r *running) Bring(ctx context.Context, name string, only *watch.Changes, y
 	defer w.close()
 	o := runOptions{take: src.Mode == config.Files, upload: true, brief: true, yield: yield}
 	if only != nil {
-		o.only = &backup.Changes{Paths: only.Paths, Trees: only.Trees}
+		o.only = &backup.Changes{Paths: only.Paths, Trees: only.Trees, Moved: only.Moved}
 	}
 	family := a.prepare(ctx, s, w, selection{Source: src}, o)
 	a.uploadRuns(ctx, s, w, family, o, a.results())
@@ -280,6 +280,13 @@ func (r *running) Bring(ctx context.Context, name string, only *watch.Changes, y
 		for _, c := range m.res.Committed {
 			out.Files += c.Files
 			out.Uploaded += c.Uploaded
+		}
+		if m.err != nil && m.vol != nil && m.res.Pending == 0 && ctx.Err() == nil { // it did not come to that
+			apart := m.member
+			apart.err = nil
+			if n, oldest, err := a.pendingOf(ctx, s, &apart); err == nil {
+				m.res.Pending, m.res.Oldest = n, oldest
+			}
 		}
 		out.Unread += m.res.Failures
 		out.Pending += m.res.Pending
@@ -337,7 +344,7 @@ func (a *app) room(ctx context.Context, s *site, m *member) error {
 	if err != nil || total <= 0 || free >= s.conf.MinFree().Of(total) {
 		return nil // what cannot be told is no reason to go without
 	}
-	n, err := a.pendingOf(ctx, s, m)
+	n, _, err := a.pendingOf(ctx, s, m)
 	if err != nil || n == 0 {
 		return nil
 	}

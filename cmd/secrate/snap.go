@@ -370,11 +370,7 @@ func (wr *writing) since(before s3history.Snapshot, name string) ([]s3history.Sn
 	if err != nil {
 		return nil, err
 	}
-	all, err := wr.writer.Snapshots(src)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(all, func(s s3history.Snapshot) bool { return s.Seq <= before.Seq }), nil
+	return wr.writer.SnapshotsAfter(src, before.Seq)
 }
 
 func (a *app) reportCommitted(out io.Writer, s s3history.Snapshot) {

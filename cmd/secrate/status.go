@@ -293,18 +293,17 @@ func (m *member) pending(ctx context.Context, known *s3history.Known) (n int, ol
 }
 
 // pendingOf is pending for who has no catalog open.
-func (a *app) pendingOf(ctx context.Context, s *site, m *member) (int, error) {
+func (a *app) pendingOf(ctx context.Context, s *site, m *member) (n int, oldest time.Time, err error) {
 	db, err := s.openCatalog(catalog.Options{ReadOnly: true})
 	if err != nil {
-		return 0, err
+		return 0, oldest, err
 	}
 	defer db.Close()
 	known, err := s.known(db, m.name)
 	if err != nil {
-		return 0, err
+		return 0, oldest, err
 	}
-	n, _, err := m.pending(ctx, known)
-	return n, err
+	return m.pending(ctx, known)
 }
 
 // addRun adds what is going on, and what came of the last runs.

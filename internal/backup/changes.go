@@ -2,10 +2,12 @@ package backup
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
+	"github.com/secrate/secrate/internal/catalog"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/localfs"
 	"github.com/secrate/secrate/s3history"
@@ -18,6 +20,11 @@ import (
 type Changes struct {
 	Paths []string // names that were made, changed or taken away; of a directory it and its attributes
 	Trees []string // directories in which anything may have changed
+	// Moved are names that something was moved from or to, perhaps long ago, and that need not be
+	// looked at by themselves: a file that is written to all the time, say. Where what is missed
+	// under another name is there, or what is found under another was, they are looked at as well.
+	// Else there would be a snapshot that has it nowhere.
+	Moved []string
 }
 
 // follows reports whether to look at what has changed is enough to come from head to what the
@@ -27,33 +34,128 @@ func (j *Job) follows(head s3history.Snapshot, c *Changes) bool {
 		return false
 	}
 	f := filter{o: &j.o}
-	return !slices.ContainsFunc(c.Paths, f.says) // what is said in the root is of everything
+	// What is said in the root is of everything, also what a directory was that has its name now.
+	return !slices.ContainsFunc(c.Paths, f.says) && !slices.ContainsFunc(c.Trees, f.says)
 }
 
 // scanChanges is scan where only some names can have changed. Work is proportional to these,
 // and to what is below those of them that are new.
 func (r *reader) scanChanges(c *Changes) error {
 	w := r.scanner()
-	w.live.few = true
-	p := &looks{w: w, at: map[string]*look{}, dirs: map[string]filetree.NodeID{"": filetree.RootNode}, left: map[filetree.NodeID]bool{}}
+	w.live.few, w.live.part = true, true
+	p := w.looks()
 	if err := p.plan(c); err != nil {
 		return err
 	}
 	if slices.SortFunc(w.live.inodes, compareInodes); !w.live.few {
 		w.live.inodes = nil
 	}
-	err := r.run(func(give func(*task) error) error {
+	if err := p.look(); err != nil {
+		return err
+	}
+	if err := w.otherNames(); err != nil {
+		return err
+	}
+	return w.live.settle()
+}
+
+// look looks at what was planned.
+func (p *looks) look() error {
+	return p.w.r.run(func(give func(*task) error) error {
 		for _, l := range p.order() {
-			if err := w.some(l, give); err != nil {
+			if err := p.w.some(l, give); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// otherNames looks at the files that are to lose a name and have others, by these. Whatever was
+// done to them by the name that goes, no later hint of it would lead to them.
+func (w *walker) otherNames() error {
+	p := w.looks()
+	few, inodes := w.live.few, w.live.inodes
+	more := 0
+	err := w.live.eachGone(func(e catalog.Entry, n filetree.NodeID) error {
+		has, _, err := w.r.u.Lookup(e.Dir, e.Name)
+		if err != nil || has != n {
+			return ignoreNotExist(err)
+		}
+		return p.losing(e, n, &more)
+	})
 	if err != nil {
 		return err
 	}
-	return w.live.settle()
+	for _, n := range w.live.replaced {
+		if err := p.others(catalog.Entry{}, n, &more); ignoreNotExist(err) != nil {
+			return err
+		}
+	}
+	if more > maxLosing {
+		w.r.j.o.Observer.Warn(w.r.j.o.Source, fmt.Sprintf("%d files with several names have lost some: %d of them are looked at now, all by the next scan of everything", more, maxLosing))
+	}
+	// What was known of moves is enough: these have not been.
+	w.live.few, w.live.inodes = few, inodes
+	if len(p.at) == 0 {
+		return nil
+	}
+	return p.look()
+}
+
+// maxLosing is of how many files the other names are looked at.
+const maxLosing = 100_000
+
+// losing has the other names of a file looked at that is to lose the one at e, or of all such files
+// below a directory.
+func (p *looks) losing(e catalog.Entry, n filetree.NodeID, more *int) error {
+	v := p.w.r.u.View()
+	a, err := v.Attr(n)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	if a.Kind == filetree.Dir {
+		for c, err := range v.Children(n) {
+			if err == nil {
+				err = p.losing(catalog.Entry{Dir: n, Name: c.Name}, c.Node, more)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return p.others(e, n, more)
+}
+
+// others has the names of a file looked at, but for one.
+func (p *looks) others(e catalog.Entry, n filetree.NodeID, more *int) error {
+	v := p.w.r.u.View()
+	entries, err := v.Entries(n, maxOthers)
+	if err != nil || len(entries) == 0 || len(entries) == 1 && entries[0] == e {
+		return err
+	}
+	if *more++; *more > maxLosing {
+		return nil
+	}
+	for _, o := range entries {
+		if o == e {
+			continue
+		}
+		// In a directory that is elsewhere now all has been looked at.
+		was, err := p.w.state.Path(o.Dir)
+		var is []string
+		if err == nil {
+			is, err = v.Path(o.Dir)
+		}
+		if err == nil && slices.Equal(was, is) {
+			err = p.add(strings.Join(append(is, o.Name), "/"), false)
+		}
+		if ignoreNotExist(err) != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // A look is the names that are looked at in one directory, which the state and the tree both
@@ -72,6 +174,11 @@ type looks struct {
 	at   map[string]*look           // by path
 	dirs map[string]filetree.NodeID // of directories that are the same in state and tree; else 0
 	left map[filetree.NodeID]bool   // nodes that are not in the place they were
+	come map[uint64]bool            // inode numbers of what the state has not where it was found
+}
+
+func (w *walker) looks() *looks {
+	return &looks{w: w, at: map[string]*look{}, dirs: map[string]filetree.NodeID{"": filetree.RootNode}, left: map[filetree.NodeID]bool{}, come: map[uint64]bool{}}
 }
 
 func (p *looks) plan(c *Changes) error {
@@ -81,6 +188,43 @@ func (p *looks) plan(c *Changes) error {
 	}{{c.Paths, false}, {c.Trees, true}} {
 		for _, path := range all.paths {
 			if err := p.add(path, all.below); err != nil {
+				return err
+			}
+		}
+	}
+	return p.moved(c.Moved)
+}
+
+// moved has those of paths looked at that are the other end of a move.
+func (p *looks) moved(paths []string) error {
+	if len(paths) == 0 || len(p.left) == 0 && len(p.come) == 0 {
+		return nil
+	}
+	gone := map[uint64]bool{}
+	for n := range p.left {
+		a, err := p.w.state.Attr(n)
+		if err != nil {
+			return err
+		}
+		gone[a.Ino] = true
+	}
+	for _, path := range paths {
+		dir, name := cutPath(path)
+		st, err := p.stat(dir, name)
+		other := err == nil && gone[st.Ino]
+		if !other && len(p.come) > 0 {
+			n, err := p.w.state.Resolve(strings.Split(path, "/"))
+			var was filetree.Attr
+			if err == nil {
+				was, err = p.w.state.Attr(n)
+			}
+			if ignoreNotExist(err) != nil {
+				return err
+			}
+			other = err == nil && p.come[was.Ino] && was.Ino != st.Ino
+		}
+		if other {
+			if err := p.add(path, false); err != nil {
 				return err
 			}
 		}
@@ -95,7 +239,7 @@ func (p *looks) add(path string, below bool) error {
 		p.lookIn("", filetree.RootNode)
 		return nil
 	}
-	if dir, name := cutPath(path); p.w.r.filter.says(name) && !below {
+	if dir, name := cutPath(path); p.w.r.filter.says(name) {
 		if err := p.add(dir, true); dir != "" || err != nil { // of the root follows has seen to it
 			return err
 		}
@@ -224,7 +368,11 @@ func (p *looks) name(at string, node filetree.NodeID, name string, below bool) e
 	if ok {
 		return nil
 	}
+	st, there := p.stat(at, name)
 	c, err := p.w.state.Child(node, name)
+	if there == nil && (err != nil || st.Ino != c.Attr.Ino) {
+		p.come[st.Ino] = true
+	}
 	if err != nil {
 		return ignoreNotExist(err)
 	}
@@ -237,7 +385,7 @@ func (p *looks) name(at string, node filetree.NodeID, name string, below bool) e
 			p.w.live.few = false // things may have been moved out of it that nobody names
 		}
 	}
-	if st, err := p.stat(at, name); err == nil && st.Ino == a.Ino {
+	if there == nil && st.Ino == a.Ino {
 		return nil
 	}
 	return p.leaves(n, &a)
@@ -359,8 +507,13 @@ func (w *walker) one(dir *localfs.Dir, path, name string, at *place, below bool,
 	case it != nil && w.r.filter.excludes(at.level, path, it.Kind, it.Nodump):
 		return nil // it is to be gone
 	case err != nil:
-		w.live.present(at, name)
 		w.failed(path, err)
+		if it != nil {
+			if err := w.shut(it, path, at, err, give); err != nil {
+				return err
+			}
+		}
+		w.live.present(at, name)
 		return nil
 	case it.Boundary != nil:
 		w.live.present(at, name)

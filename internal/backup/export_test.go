@@ -37,3 +37,31 @@ func LeftOut(t testing.TB, dir string, o Options, path string, kind filetree.Kin
 	}
 	return left
 }
+
+// LevelOf asks a filter of a tree for the level of a directory, after it was asked about others
+// and the tree has changed.
+func LevelOf(t testing.TB, dir string, o Options, path string, asked []string, change func()) error {
+	j, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := localfs.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	d, err := tree.OpenDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	f := &filter{o: &j.o, tree: tree, m: j.exclude}
+	for _, p := range asked {
+		if _, err := f.leftOut(p, filetree.Dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change()
+	_, err = f.levelOf(d, path)
+	return err
+}

@@ -49,6 +49,8 @@ type scan struct {
 	// displaced says that something lost its place and may turn up elsewhere. What there is
 	// then is no state to be committed: a node without a name would end with it.
 	displaced bool
+	part      bool              // only what has changed is looked at
+	replaced  []filetree.NodeID // then: files that something else has a name of
 }
 
 // An aside is a directory that waits in the root, under a name that nobody sees.
@@ -385,6 +387,9 @@ func (s *scan) place(dir filetree.NodeID, name string, n filetree.NodeID, kind f
 	if err != nil {
 		return false, err
 	}
+	if len(entries) == 0 { // no panic: other sources are not to suffer
+		return false, fmt.Errorf("internal error: %q was found again, and node %d has ended", name, n)
+	}
 	err = u.Rename(entries[0].Dir, entries[0].Name, dir, name)
 	if errors.Is(err, filetree.ErrInvalid) {
 		return false, nil
@@ -403,6 +408,9 @@ func (s *scan) displace(dir filetree.NodeID, name string) error {
 	}
 	s.displaced = true
 	if kind != filetree.Dir {
+		if s.part {
+			s.replaced = append(s.replaced, n)
+		}
 		return u.RemoveName(dir, name)
 	}
 	a := aside{fmt.Sprintf(".secrate-%d", n), n}
@@ -419,26 +427,29 @@ func (s *scan) displace(dir filetree.NodeID, name string) error {
 }
 
 // settle takes away what the tree has no longer.
-func (s *scan) settle() error {
+func (s *scan) settle() error { return s.eachGone(s.remove) }
+
+// eachGone calls do with each name that the tree has no longer, and what it was of.
+func (s *scan) eachGone(do func(e catalog.Entry, n filetree.NodeID) error) error {
 	for e, n := range s.gone.names {
-		if err := s.remove(e, n); err != nil {
+		if err := do(e, n); err != nil {
 			return err
 		}
 	}
 	for _, m := range s.gone.many {
-		if err := s.removeMany(m); err != nil {
+		if err := s.eachOfMany(m, do); err != nil {
 			return err
 		}
 	}
 	for _, a := range s.limbo {
-		if err := s.remove(catalog.Entry{Dir: filetree.RootNode, Name: a.name}, a.node); err != nil {
+		if err := do(catalog.Entry{Dir: filetree.RootNode, Name: a.name}, a.node); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *scan) removeMany(m manyGone) error {
+func (s *scan) eachOfMany(m manyGone, do func(e catalog.Entry, n filetree.NodeID) error) error {
 	at := uint32(0)
 	for c, err := range s.w.state.Children(m.dir) { // of a state that does not change
 		if err != nil {
@@ -454,7 +465,7 @@ func (s *scan) removeMany(m manyGone) error {
 		if k := m.back; k != nil && k.back[maphash.String(k.seed, c.Name)] {
 			continue
 		}
-		if err := s.remove(catalog.Entry{Dir: m.dir, Name: c.Name}, c.Node); err != nil {
+		if err := do(catalog.Entry{Dir: m.dir, Name: c.Name}, c.Node); err != nil {
 			return err
 		}
 	}

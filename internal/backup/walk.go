@@ -135,6 +135,9 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 			continue
 		}
 		if err != nil {
+			if err := w.shut(it, path, stack[depth], err, give); err != nil {
+				return err
+			}
 			w.live.present(stack[depth], it.Name) // it stays what it was
 			continue
 		}
@@ -164,6 +167,37 @@ func (w *walker) below(dir *localfs.Dir, prefix string, at *place, give func(*ta
 		w.live.left(p)
 	}
 	return nil
+}
+
+// shut gives out a directory of a tree in use that may not be read, if it was moved: all below stays
+// what it was, in its new place. It could not be looked for there.
+func (w *walker) shut(it *localfs.Item, path string, parent *place, why error, give func(*task) error) error {
+	if w.live == nil || it.Kind != filetree.Dir || it.Parent == nil || !denied(why) {
+		return nil
+	}
+	if c, ok, err := w.child(parent, it.Name); err != nil || ok && c.Attr.Ino == it.Ino {
+		return err
+	}
+	n, old, err := w.live.moved(it)
+	if err != nil || n == 0 {
+		return err
+	}
+	st, err := it.Parent.LookAt(it.Name)
+	if err != nil || !sameNode(&old, &st.Attr) {
+		return nil
+	}
+	name := it.Name
+	return give(&task{
+		path: path,
+		look: func(_ context.Context, t *task) { t.found(st, nil); close(t.pieces) },
+		record: func(*task) error {
+			if parent.node == 0 {
+				return nil
+			}
+			_, err := w.live.place(parent.node, name, n, filetree.Dir)
+			return err
+		},
+	})
 }
 
 // failed notes what could not be read. A snapshot cannot change: then it is the disk.
@@ -339,6 +373,13 @@ func (w *walker) record(t *task, parent, self *place, name string, old *filetree
 		n := l.node
 		if !l.born.IsZero() && !a.Btime.IsZero() && l.born != a.Btime { // it is gone, and has left its number to another
 			ok = false
+		}
+		if ok && w.live != nil {
+			_, err := u.Attr(n)
+			if ignoreNotExist(err) != nil {
+				return err
+			}
+			ok = err == nil // it may have ended meanwhile
 		}
 		if !ok && w.part && was == 0 {
 			// A name that the update has is to be read again, whatever has it.

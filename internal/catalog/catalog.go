@@ -458,6 +458,11 @@ func (db *DB) Snapshots(source int64) ([]Snapshot, error) {
 	return db.snapshots("SELECT seq, sec, nsec, root, info FROM snapshots WHERE source = ? ORDER BY seq", source)
 }
 
+// SnapshotsAfter returns those of a source's snapshots whose numbers are higher than seq, in order.
+func (db *DB) SnapshotsAfter(source int64, seq uint64) ([]Snapshot, error) {
+	return db.snapshots("SELECT seq, sec, nsec, root, info FROM snapshots WHERE source = ? AND seq > ? ORDER BY seq", source, seq)
+}
+
 // Head returns a source's newest snapshot; Seq is 0 when there is none.
 func (db *DB) Head(source int64) (Snapshot, error) {
 	all, err := db.snapshots("SELECT seq, sec, nsec, root, info FROM snapshots WHERE source = ? ORDER BY seq DESC LIMIT 1", source)

@@ -138,7 +138,9 @@ type source struct {
 	outcome Outcome
 	total   Totals
 	watcher *watch.Watcher
-	stop    func() // ends watcher, and waits for it
+	stop    func()    // ends watcher, and waits for it
+	later   bool      // it is begun again, of which nobody need be told
+	asked   time.Time // since when what is brought was wanted
 }
 
 // New returns a daemon that does nothing until Run.
@@ -357,7 +359,7 @@ func (d *Daemon) bringNext(ctx context.Context, now time.Time) {
 		return
 	}
 	s := first
-	s.wanted = time.Time{}
+	s.wanted, s.asked = time.Time{}, s.wanted
 	var batch *watch.Batch
 	var only *watch.Changes
 	if s.watcher != nil {
@@ -372,7 +374,9 @@ func (d *Daemon) bringNext(ctx context.Context, now time.Time) {
 	}
 	d.busy = s
 	d.begin(&s.bring, now)
-	d.event(Event{Source: s.Name, Kind: Started, Changes: only != nil})
+	if !s.later {
+		d.event(Event{Source: s.Name, Kind: Started, Changes: only != nil})
+	}
 	d.jobs.Go(func() {
 		out, err := d.o.Worker.Bring(ctx, s.Name, only, func() bool { return d.othersWait(s) })
 		if batch != nil {
@@ -408,18 +412,19 @@ func (d *Daemon) ended(ctx context.Context, j *job, s *source, out Outcome, chan
 	bring := s != nil && j == &s.bring
 	if bring {
 		d.busy = nil
+		s.later = errors.Is(err, ErrMore) || errors.Is(err, ErrLater)
 	}
 	switch {
 	case ctx.Err() != nil:
 		return // what it says is that it was stopped
 	case errors.Is(err, ErrMore):
 		d.want(s, now) // behind those that wait
-		s.count(out)
+		s.count(out, changes)
 		return
 	case errors.Is(err, ErrLater):
 		j.retry = now.Add(soon)
 		if bring {
-			d.want(s, now)
+			s.wanted = s.asked // it has been waiting all the time
 		} else {
 			j.fails = max(j.fails, 1) // that look tries it again
 		}
@@ -463,12 +468,16 @@ func (d *Daemon) ended(ctx context.Context, j *job, s *source, out Outcome, chan
 		if err != nil {
 			s.total.Failures++
 		}
-		s.count(out)
+		s.count(out, changes)
 	}
 }
 
-// count adds what a Bring has done.
-func (s *source) count(out Outcome) {
+// count adds what a Bring has done. What could not be read the last time that it was tried may be
+// what has not changed since.
+func (s *source) count(out Outcome, changes bool) {
+	if changes {
+		out.Unread = max(out.Unread, s.outcome.Unread)
+	}
 	s.total.Snapshots += int64(out.Snapshots)
 	s.total.Files += int64(out.Files)
 	s.total.Uploaded += out.Uploaded

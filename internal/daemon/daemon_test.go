@@ -255,6 +255,13 @@ func TestLater(t *testing.T) {
 		if diff := cmp.Diff([]string{"00:00:00 bring dir", "00:00:15 bring dir", "00:00:30 bring dir", "00:00:45 bring dir"}, r.since(0)); diff != "" {
 			t.Errorf("calls (-want +got):\n%s", diff)
 		}
+		var told []daemon.Kind
+		for _, e := range r.events {
+			told = append(told, e.Kind)
+		}
+		if diff := cmp.Diff([]daemon.Kind{daemon.Started, daemon.Succeeded}, told); diff != "" {
+			t.Errorf("told (-want +got):\n%s", diff)
+		}
 		if st := d.Status(); st.Sources[0].Total.Failures != 0 || st.Sources[0].Bring.Fails != 0 {
 			t.Errorf("status %+v", st.Sources[0])
 		}
@@ -377,12 +384,83 @@ func TestWatched(t *testing.T) {
 	}
 }
 
+// TestUnread: what could not be read is said until all was looked at again.
+func TestUnread(t *testing.T) {
+	dir := t.TempDir()
+	r := &watcherRecorder{changes: make(chan *watch.Changes, 16), unread: []int{3, 0, 0}}
+	r.t = t
+	ctx, cancel := context.WithCancel(t.Context())
+	d := daemon.New(daemon.Options{Worker: r, State: stateFile(t), Log: slog.New(slog.DiscardHandler)})
+	d.Apply(daemon.Plan{Sources: []daemon.Source{{Name: "dir", Newest: time.Now(), Watch: &daemon.Watch{Root: dir,
+		Options: watch.Options{Settle: 50 * time.Millisecond}}}}, Location: time.UTC})
+	done := make(chan struct{})
+	go func() { defer close(done); d.Run(ctx) }()
+	<-r.changes
+	unread := func(runs int64) int {
+		for ctx.Err() == nil {
+			if s := d.Status().Sources[0]; s.Total.Runs == runs {
+				return s.Outcome.Unread
+			}
+			time.Sleep(time.Millisecond)
+		}
+		return 0
+	}
+	if n := unread(1); n != 3 {
+		t.Errorf("%d could not be read", n)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "x"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c := <-r.changes; c == nil {
+		t.Error("all is brought")
+	}
+	if n := unread(2); n != 3 {
+		t.Errorf("another file was brought, and of %d is said that they could not be read", n)
+	}
+	cancel()
+	<-done
+}
+
 type watcherRecorder struct {
 	recorder
 	changes chan *watch.Changes
+	unread  []int // of each Bring
 }
 
 func (r *watcherRecorder) Bring(_ context.Context, _ string, only *watch.Changes, _ func() bool) (daemon.Outcome, error) {
+	out := daemon.Outcome{}
+	if len(r.unread) > 0 {
+		out.Unread, r.unread = r.unread[0], r.unread[1:]
+	}
 	r.changes <- only
-	return daemon.Outcome{}, nil
+	return out, nil
+}
+
+// TestNullState: a file of times may be of any bytes.
+func TestNullState(t *testing.T) {
+	for _, text := range []string{"null", "", "{", "[]", `{"snap dir": 3}`} {
+		synctest.Test(t, func(t *testing.T) {
+			state := stateFile(t)
+			if err := os.WriteFile(state, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r := &recorder{t: t}
+			run(t, r, state, daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "@daily")}}, Location: time.UTC}, time.Minute)
+			if len(r.since(0)) != 1 {
+				t.Errorf("%q: %q", text, r.since(0))
+			}
+		})
+	}
+}
+
+// TestWaits: what cannot be begun waits since it was wanted, however often it was tried.
+func TestWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{t: t, fail: func(string) error { return daemon.ErrLater }}
+		began := time.Now()
+		d := run(t, r, stateFile(t), daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "@daily")}}, Location: time.UTC}, 10*time.Minute)
+		if since := d.Status().Sources[0].Waiting; !since.Equal(began) {
+			t.Errorf("it waits since %v, not %v", since, began)
+		}
+	})
 }

@@ -25,6 +25,9 @@ func (d *Daemon) load() map[string]time.Time {
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.o.Log.Warn("times of schedules not read: they are taken from the newest snapshots", "file", d.o.State, "error", err)
+		times = nil
+	}
+	if times == nil { // the file may say null, too
 		times = map[string]time.Time{}
 	}
 	return times

@@ -129,7 +129,7 @@ func (d *Dir) Walk() iter.Seq2[*Item, error] {
 		defer w.close()
 		root, err := d.Again()
 		if err != nil {
-			yield(&Item{w: &walker{stack: []*frame{{}}}, Parent: d}, err)
+			yield(&Item{w: &walker{stack: []*frame{{}}}}, err) // as of one that cannot be read to its end
 			return
 		}
 		w.push("", root)

@@ -66,6 +66,9 @@ func Results(dir string) (map[string]Result, error) {
 	if err := json.Unmarshal(b, &results); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	if results == nil { // it says null
+		results = map[string]Result{}
+	}
 	return results, nil
 }
 

@@ -246,6 +246,14 @@ func TestResults(t *testing.T) {
 		}
 	})
 
+	// One that says nothing is none.
+	if err := os.WriteFile(filepath.Join(dir, resultsFile), []byte("null"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := RecordFailure(dir, "home", errors.New("lost"), ""); err != nil {
+		t.Error(err)
+	}
+
 	// A file that is broken is reported, and is in no run's way.
 	if err := os.WriteFile(filepath.Join(dir, resultsFile), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)

@@ -256,7 +256,11 @@ func (s *session) event(ctx context.Context, e event, now time.Time) {
 	}
 	// What has come is looked at with all below even if it is watched in this place already:
 	// it may have been away for a while, in which somebody has seen that it is gone.
-	s.w.m.mark(now, path, isDir && e.mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0)
+	s.w.m.markAs(now, path, mark{
+		tree:  isDir && e.mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0,
+		moved: e.mask&(unix.IN_MOVED_FROM|unix.IN_MOVED_TO) != 0,
+		ended: isDir && e.mask&(unix.IN_DELETE|unix.IN_MOVED_FROM) != 0,
+	})
 	if e.mask&entries != 0 {
 		s.w.m.mark(now, dir, false) // its times
 	}

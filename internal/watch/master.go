@@ -28,10 +28,13 @@ func newMaster(settle, maxDelay time.Duration) *master {
 	return m
 }
 
-func (m *master) mark(now time.Time, path string, tree bool) {
+func (m *master) mark(now time.Time, path string, tree bool) { m.markAs(now, path, mark{tree: tree}) }
+
+// markAs is mark of a name of which more is known.
+func (m *master) markAs(now time.Time, path string, what mark) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.t.mark(now, path, tree) {
+	if m.t.markAs(now, path, what) {
 		m.reason, m.reasonAt = "more names changed than are kept one by one", now
 	}
 	m.arm()

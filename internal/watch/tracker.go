@@ -11,6 +11,7 @@ import (
 const (
 	maxNames = 100_000
 	maxBytes = 16 << 20 // of all names together
+	maxMoved = 1000     // in Changes.Moved
 )
 
 // A tracker knows what has changed and is not yet dealt with. It is a function of
@@ -43,7 +44,9 @@ type span struct{ first, last time.Duration }
 
 type mark struct {
 	span
-	tree bool // all below it, too
+	tree  bool // all below it, too
+	moved bool // something was moved from it or to it
+	ended bool // a directory was, that is not there or is another now
 }
 
 func newTracker(settle, maxDelay time.Duration, now time.Time) *tracker {
@@ -53,12 +56,18 @@ func newTracker(settle, maxDelay time.Duration, now time.Time) *tracker {
 // mark says that path changed, and if tree is set perhaps all that is below it. It
 // reports whether that made the names too many to be kept one by one.
 func (t *tracker) mark(now time.Time, path string, tree bool) (tooMany bool) {
-	if tree && path == "" {
+	return t.markAs(now, path, mark{tree: tree})
+}
+
+// markAs is mark of a name of which more is known.
+func (t *tracker) markAs(now time.Time, path string, m mark) (tooMany bool) {
+	if m.tree && path == "" {
 		t.markAll(now)
 		return false
 	}
 	at := now.Sub(t.epoch)
-	return t.waiting.add(path, mark{span{at, at}, tree})
+	m.span = span{at, at}
+	return t.waiting.add(path, m)
 }
 
 // markAll says that anything may have changed.
@@ -78,7 +87,7 @@ func (n *names) add(path string, m mark) (tooMany bool) {
 	old, ok := n.marks[path]
 	if ok {
 		m.span.join(old.span)
-		m.tree = m.tree || old.tree
+		m.tree, m.moved, m.ended = m.tree || old.tree, m.moved || old.moved, m.ended || old.ended
 	} else {
 		if len(n.marks) >= maxNames || n.bytes+len(path) > maxBytes {
 			n.addAll(m.span)
@@ -145,6 +154,13 @@ func (t *tracker) take(now time.Time) (Changes, bool) {
 		if len(taken.marks) == 0 {
 			return Changes{}, false
 		}
+		// Names below a directory that ended lead to nothing once its end is known. If one was
+		// written to that is among several of a file, the others are to be looked at before.
+		for path, m := range t.waiting.marks {
+			if taken.below(path, func(m mark) bool { return m.ended }) {
+				taken.add(path, m)
+			}
+		}
 		if len(taken.marks) == len(t.waiting.marks) {
 			t.waiting = names{} // the map does not shrink by itself
 		} else {
@@ -154,6 +170,7 @@ func (t *tracker) take(now time.Time) (Changes, bool) {
 			}
 		}
 		c = taken.changes()
+		c.Moved = t.waiting.moved()
 	}
 	t.taken, t.next = taken, at+t.settle
 	return c, true
@@ -223,15 +240,32 @@ func (n *names) changes() Changes {
 	return c
 }
 
+// moved returns names that something was moved from or to, in order.
+func (n *names) moved() []string {
+	var all []string
+	for path, m := range n.marks {
+		if m.moved && len(all) < maxMoved {
+			all = append(all, path)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
 // covered reports whether a directory above path is there with all below it.
 func (n *names) covered(path string) bool {
+	return n.below(path, func(m mark) bool { return m.tree })
+}
+
+// below reports whether a directory above path is there, and is so.
+func (n *names) below(path string, so func(mark) bool) bool {
 	for {
 		i := strings.LastIndexByte(path, '/')
 		if i < 0 {
 			return false
 		}
 		path = path[:i]
-		if n.marks[path].tree {
+		if so(n.marks[path]) {
 			return true
 		}
 	}

@@ -329,3 +329,48 @@ func TestMaster(t *testing.T) {
 		m.done(true)
 	})
 }
+
+// TestTrackerMoved takes one end of a move while the other is written to: it is told of, and
+// comes when it is due.
+func TestTrackerMoved(t *testing.T) {
+	start := time.Now()
+	tr := newTracker(2*time.Second, time.Minute, start)
+	at := func(s int) time.Time { return start.Add(time.Duration(s) * time.Second) }
+	tr.markAs(at(0), "from", mark{moved: true})
+	tr.markAs(at(0), "to", mark{moved: true})
+	tr.mark(at(0), "busy", false)
+	tr.mark(at(1), "to", false)
+	tr.mark(at(1), "busy", false)
+	c, ok := tr.take(at(2))
+	if diff := cmp.Diff(Changes{Paths: []string{"from"}, Moved: []string{"to"}}, c); !ok || diff != "" {
+		t.Errorf("taken (-want +got): %v\n%s", ok, diff)
+	}
+	tr.done(true)
+	c, ok = tr.take(at(5))
+	if diff := cmp.Diff(Changes{Paths: []string{"busy", "to"}}, c); !ok || diff != "" {
+		t.Errorf("taken then (-want +got): %v\n%s", ok, diff)
+	}
+}
+
+// TestTrackerEnded takes a directory that ended with what waits below it: alone it would lead to
+// nothing then.
+func TestTrackerEnded(t *testing.T) {
+	start := time.Now()
+	tr := newTracker(2*time.Second, 10*time.Second, start)
+	at := func(s int) time.Time { return start.Add(time.Duration(s) * time.Second) }
+	for s := range 10 { // files come and go in it
+		tr.mark(at(s), "d", false)
+	}
+	tr.mark(at(9), "d/link", false)
+	tr.mark(at(9), "e/other", false)
+	tr.markAs(at(9), "d", mark{ended: true})
+	c, ok := tr.take(at(10))
+	if diff := cmp.Diff(Changes{Paths: []string{"d", "d/link"}}, c); !ok || diff != "" {
+		t.Errorf("taken (-want +got): %v\n%s", ok, diff)
+	}
+	tr.done(false)
+	c, ok = tr.take(at(12))
+	if diff := cmp.Diff(Changes{Paths: []string{"d", "d/link", "e/other"}}, c); !ok || diff != "" {
+		t.Errorf("taken again (-want +got): %v\n%s", ok, diff)
+	}
+}

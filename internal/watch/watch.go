@@ -17,6 +17,10 @@ type Changes struct {
 	All   bool     // everything; the others are empty
 	Paths []string // what was made, changed, renamed or removed; of a directory only its own attributes and whether it is there
 	Trees []string // directories that are new here: they and everything below
+	// Moved are names that something was moved from or to, and that wait still, since they
+	// change all the time: what is missed elsewhere may be there. They come again when they
+	// are due. There are some of them, if there are many.
+	Moved []string
 }
 
 // Options change how a directory is watched. The zero value is the default.

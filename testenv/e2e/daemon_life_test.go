@@ -643,3 +643,31 @@ func TestDaemonReadOnly(t *testing.T) {
 	s.well("vol")
 	s.stop()
 }
+
+// TestDaemonRepositoryAway has no repository for a while, since its disk is not mounted: what waits
+// is counted all the same.
+func TestDaemonRepositoryAway(t *testing.T) {
+	needs(t)
+	m := writer(t, "")
+	vol := newSubvolume(t, filepath.Join(loopfs.New(t, loopfs.Btrfs, loopfs.Options{}).Dir, "vol"))
+	m.must("source", "add", "vol", vol)
+	m.configure(fmt.Sprintf("path = %q\n", vol), fmt.Sprintf("path = %q\nschedule = \"@every 1s\"\n", vol))
+	mustWrite(t, filepath.Join(vol, "x"), "0")
+	s := m.daemon()
+	s.has("vol", "x", "0")
+	away := m.repo + ".away"
+	if err := os.Rename(m.repo, away); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, s, "snapshots wait", func() bool {
+		p := m.status().Sources["vol"].Pending
+		return p != nil && *p >= 3
+	})
+	s.failing("vol")
+	wait(t, s, "the daemon knows", func() bool { return m.status().Sources["vol"].Daemon.Pending >= 3 })
+	if err := os.Rename(away, m.repo); err != nil {
+		t.Fatal(err)
+	}
+	s.well("vol")
+	s.stop()
+}

@@ -420,7 +420,7 @@ func (s *Store) walk(ctx context.Context, d, prefix string, yield func(store.Obj
 	if err != nil {
 		return false, err
 	}
-	entries, err := f.ReadDir(-1)
+	entries, err := s.entries(f, d, prefix)
 	if err = errors.Join(err, f.Close()); err != nil {
 		if errors.Is(err, syscall.ENOTDIR) {
 			return true, nil
@@ -464,6 +464,32 @@ func (s *Store) walk(ctx context.Context, d, prefix string, yield func(store.Obj
 		}
 	}
 	return true, nil
+}
+
+// entries returns what is in the directory d that may be under prefix. To look at all is no small
+// thing where one object among many thousands is asked for.
+func (s *Store) entries(f *os.File, d, prefix string) ([]fs.DirEntry, error) {
+	if prefix == "" || strings.HasSuffix(prefix, "/") || path.Dir(prefix) != d {
+		return f.ReadDir(-1)
+	}
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var some []fs.DirEntry
+	for _, name := range names {
+		if !strings.HasPrefix(name, path.Base(prefix)) {
+			continue
+		}
+		fi, err := s.root.Lstat(path.Join(d, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		some = append(some, fs.FileInfoToDirEntry(fi))
+	}
+	return some, nil
 }
 
 // Probe implements [store.Prober].
