@@ -240,8 +240,8 @@ const lockWait = 2 * time.Second
 func (r *running) Take(ctx context.Context, name string) error {
 	a, s := r.a, r.current()
 	src, err := s.conf.Source(name)
-	if err != nil {
-		return err
+	if err != nil { // it is being taken out
+		return fmt.Errorf("%w: %w", daemon.ErrLater, err)
 	}
 	w := &follower{a: a} // the status file is that of what is brought
 	sel := selection{Source: src}
@@ -254,8 +254,8 @@ func (r *running) Bring(ctx context.Context, name string, only *watch.Changes, y
 	a, s := r.a, r.current()
 	var out daemon.Outcome
 	src, err := s.conf.Source(name)
-	if err != nil {
-		return out, err
+	if err != nil { // it is being taken out
+		return out, fmt.Errorf("%w: %w", daemon.ErrLater, err)
 	}
 	command := "daemon, " + name
 	lock, err := s.lock(ctx, command, lockWait)

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/secrate/secrate/internal/config"
 	"github.com/secrate/secrate/internal/daemon"
 	"github.com/secrate/secrate/internal/progress"
 	"github.com/secrate/secrate/internal/watch"
@@ -62,6 +63,7 @@ type taskObject struct {
 	Last    string   `json:"last,omitempty"` // when it was begun the last time
 	Seconds float64  `json:"seconds,omitempty"`
 	Next    string   `json:"next,omitempty"`
+	Held    string   `json:"held,omitempty"` // what it waits for to end
 	Failing *failing `json:"failing,omitempty"`
 }
 
@@ -145,6 +147,9 @@ func (r *running) object() *daemonObject {
 
 func taskOf(j *daemon.JobStatus) taskObject {
 	t := taskObject{Running: j.Running, Since: timeOrNone(j.Since), Last: timeOrNone(j.Last.Began), Seconds: j.Last.Took.Seconds()}
+	if locked, ok := errors.AsType[*config.LockedError](j.Held); ok {
+		t.Held = locked.Error()
+	}
 	if j.Fails > 0 && j.Last.Err != nil {
 		t.Failing = &failing{Since: timeOrNone(j.Failing), Tries: j.Fails, Retry: timeOrNone(j.Retry), Error: j.Last.Err.Error(), Hint: hintFor(j.Last.Err)}
 	}
@@ -292,7 +297,11 @@ func (d *daemonSource) lines() []string {
 	case d.Take.Running:
 		lines = append(lines, "    a snapshot is being taken, since "+localTime(parsed(d.Take.Since)))
 	case d.Waiting != "" && d.Bring.Failing == nil:
-		lines = append(lines, "    waits for its turn, for "+progress.Duration(time.Since(parsed(d.Waiting))))
+		line := "    waits for its turn, for " + progress.Duration(time.Since(parsed(d.Waiting)))
+		if d.Bring.Held != "" {
+			line += ": " + d.Bring.Held
+		}
+		lines = append(lines, line)
 	}
 	if d.Next != "" {
 		lines = append(lines, "    next: "+at(d.Next)+", by "+d.Schedule)

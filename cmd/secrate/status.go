@@ -154,11 +154,6 @@ func (a *app) status(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	db, err := s.openCatalog(catalog.Options{ReadOnly: true})
-	if err != nil {
-		return err
-	}
-	defer db.Close()
 	d, err := askDaemon(ctx, s.stateDir)
 	if err != nil {
 		a.warn("%v", err)
@@ -169,6 +164,11 @@ func (a *app) status(ctx context.Context, out io.Writer) error {
 	if err := a.showRunning(out, running); err != nil {
 		return err
 	}
+	db, err := s.openCatalog(catalog.Options{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
 	for i := range s.conf.Sources {
 		src := &s.conf.Sources[i]
 		members := []member{{name: src.Name, src: src}}

@@ -124,6 +124,7 @@ type job struct {
 	fails   int       // one after the other
 	retry   time.Time // not before this, after it failed
 	last    Run
+	held    error     // why it could not begin, wrapping ErrLater
 	failing time.Time // since when it fails
 	nagged  time.Time // when somebody was last told that it fails
 }
@@ -137,6 +138,7 @@ type source struct {
 	wanted  time.Time // since when it is to be brought; zero: it is not
 	outcome Outcome
 	total   Totals
+	again   time.Time // when all of it is to be compared once more; zero: never
 	watcher *watch.Watcher
 	stop    func()    // ends watcher, and waits for it
 	later   bool      // it is begun again, of which nobody need be told
@@ -266,6 +268,10 @@ func (d *Daemon) look(ctx context.Context) time.Duration {
 		}
 		if !s.wanted.IsZero() && now.Before(s.bring.retry) {
 			until(s.bring.retry)
+		}
+		if until(s.again); s.watcher != nil && !s.again.IsZero() && !now.Before(s.again) {
+			s.again = time.Time{}
+			s.watcher.Reconcile("something that had changed could not be read")
 		}
 	}
 	verify := d.due(&d.verify, d.verifies, "verify", now, 0, now)
@@ -397,6 +403,10 @@ const (
 	soon       = 15 * time.Second // after ErrLater
 )
 
+// againAfter is how long after something that had changed could not be read everything is
+// compared. Tests set it.
+var againAfter = lastPause
+
 // pause is how long to wait after so many failures.
 func pause(fails int) time.Duration {
 	return min(firstPause<<min(fails-1, 10), lastPause)
@@ -422,6 +432,7 @@ func (d *Daemon) ended(ctx context.Context, j *job, s *source, out Outcome, chan
 		s.count(out, changes)
 		return
 	case errors.Is(err, ErrLater):
+		j.held = err
 		j.retry = now.Add(soon)
 		if bring {
 			s.wanted = s.asked // it has been waiting all the time
@@ -430,7 +441,7 @@ func (d *Daemon) ended(ctx context.Context, j *job, s *source, out Outcome, chan
 		}
 		return
 	}
-	j.last = Run{Began: j.since, Took: now.Sub(j.since), Err: err}
+	j.last, j.held = Run{Began: j.since, Took: now.Sub(j.since), Err: err}, nil
 	what := "verify"
 	if s != nil {
 		what = s.Name
@@ -462,6 +473,10 @@ func (d *Daemon) ended(ctx context.Context, j *job, s *source, out Outcome, chan
 	}
 	if j == &s.take && err == nil {
 		d.want(s, now)
+	}
+	if bring && changes && err == nil && out.Unread > 0 && s.again.IsZero() {
+		// What could not be read of what had changed is known as dealt with: it is looked for.
+		s.again = now.Add(againAfter)
 	}
 	if bring {
 		s.total.Runs++

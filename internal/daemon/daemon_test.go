@@ -346,59 +346,71 @@ func TestFullDisk(t *testing.T) {
 	})
 }
 
-// TestWatched watches a real directory: what changes is brought, and only that; what fails is
-// brought again.
-func TestWatched(t *testing.T) {
-	dir := t.TempDir()
-	r := &watcherRecorder{changes: make(chan *watch.Changes, 16)}
-	r.t = t
+// A watching is a daemon that watches a real directory.
+type watching struct {
+	t    *testing.T
+	r    *watcherRecorder
+	d    *daemon.Daemon
+	dir  string
+	stop func()
+}
+
+func startWatching(t *testing.T, unread ...int) *watching {
+	w := &watching{t: t, r: &watcherRecorder{changes: make(chan *watch.Changes, 16), unread: unread}, dir: t.TempDir()}
+	w.r.t = t
 	ctx, cancel := context.WithCancel(t.Context())
-	d := daemon.New(daemon.Options{Worker: r, State: stateFile(t), Log: slog.New(slog.DiscardHandler)})
-	d.Apply(daemon.Plan{Sources: []daemon.Source{{Name: "dir", Newest: time.Now(), Watch: &daemon.Watch{Root: dir,
+	w.d = daemon.New(daemon.Options{Worker: w.r, State: stateFile(t), Log: slog.New(slog.DiscardHandler)})
+	w.d.Apply(daemon.Plan{Sources: []daemon.Source{{Name: "dir", Newest: time.Now(), Watch: &daemon.Watch{Root: w.dir,
 		Options: watch.Options{Settle: 100 * time.Millisecond}}}}, Location: time.UTC})
 	done := make(chan struct{})
-	go func() { defer close(done); d.Run(ctx) }()
-	next := func() *watch.Changes {
-		t.Helper()
-		select {
-		case c := <-r.changes:
-			return c
-		case <-time.After(30 * time.Second):
-			t.Fatal("nothing is brought")
-			return nil
-		}
+	go func() { defer close(done); w.d.Run(ctx) }()
+	w.stop = func() { cancel(); <-done }
+	t.Cleanup(w.stop)
+	return w
+}
+
+// next returns what is brought next.
+func (w *watching) next() *watch.Changes {
+	w.t.Helper()
+	select {
+	case c := <-w.r.changes:
+		return c
+	case <-time.After(30 * time.Second):
+		w.t.Fatal("nothing is brought")
+		return nil
 	}
-	if c := next(); c != nil {
+}
+
+func (w *watching) write(name string) {
+	w.t.Helper()
+	if err := os.WriteFile(filepath.Join(w.dir, name), []byte(name), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestWatched: what changes is brought, and only that.
+func TestWatched(t *testing.T) {
+	w := startWatching(t)
+	if c := w.next(); c != nil {
 		t.Errorf("at first only %+v is brought", c)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "x"), []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if c := next(); c == nil || !slices.Contains(c.Paths, "x") {
+	w.write("x")
+	if c := w.next(); c == nil || !slices.Contains(c.Paths, "x") {
 		t.Errorf("brought is %+v", c)
 	}
-	cancel()
-	<-done
-	if st := d.Status(); st.Sources[0].Watch != nil {
+	w.stop()
+	if st := w.d.Status(); st.Sources[0].Watch != nil {
 		t.Errorf("it is still watched: %+v", st.Sources[0].Watch)
 	}
 }
 
 // TestUnread: what could not be read is said until all was looked at again.
 func TestUnread(t *testing.T) {
-	dir := t.TempDir()
-	r := &watcherRecorder{changes: make(chan *watch.Changes, 16), unread: []int{3, 0, 0}}
-	r.t = t
-	ctx, cancel := context.WithCancel(t.Context())
-	d := daemon.New(daemon.Options{Worker: r, State: stateFile(t), Log: slog.New(slog.DiscardHandler)})
-	d.Apply(daemon.Plan{Sources: []daemon.Source{{Name: "dir", Newest: time.Now(), Watch: &daemon.Watch{Root: dir,
-		Options: watch.Options{Settle: 50 * time.Millisecond}}}}, Location: time.UTC})
-	done := make(chan struct{})
-	go func() { defer close(done); d.Run(ctx) }()
-	<-r.changes
+	w := startWatching(t, 3)
+	w.next()
 	unread := func(runs int64) int {
-		for ctx.Err() == nil {
-			if s := d.Status().Sources[0]; s.Total.Runs == runs {
+		for t.Context().Err() == nil {
+			if s := w.d.Status().Sources[0]; s.Total.Runs == runs {
 				return s.Outcome.Unread
 			}
 			time.Sleep(time.Millisecond)
@@ -408,17 +420,33 @@ func TestUnread(t *testing.T) {
 	if n := unread(1); n != 3 {
 		t.Errorf("%d could not be read", n)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "x"), []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if c := <-r.changes; c == nil {
+	w.write("x")
+	if c := w.next(); c == nil {
 		t.Error("all is brought")
 	}
 	if n := unread(2); n != 3 {
 		t.Errorf("another file was brought, and of %d is said that they could not be read", n)
 	}
-	cancel()
-	<-done
+}
+
+// TestUnreadChange: what has changed and could not be read is looked for again, with everything
+// else, and once.
+func TestUnreadChange(t *testing.T) {
+	daemon.SetAgainAfter(t, 100*time.Millisecond)
+	w := startWatching(t, 0, 1, 1)
+	w.next()
+	w.write("x")
+	if c := w.next(); c == nil {
+		t.Error("everything is brought, and not what has changed")
+	}
+	if c := w.next(); c != nil {
+		t.Errorf("then only %+v is brought", c)
+	}
+	select {
+	case c := <-w.r.changes: // what cannot be read at all is no reason to go on and on
+		t.Errorf("and then %+v", c)
+	case <-time.After(time.Second):
+	}
 }
 
 type watcherRecorder struct {

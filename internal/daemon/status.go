@@ -56,10 +56,11 @@ type JobStatus struct {
 	Retry   time.Time // when it is tried again
 	Next    time.Time
 	Last    Run
+	Held    error // why it could not begin the last time: something else is at work
 }
 
 func (j *job) status() JobStatus {
-	s := JobStatus{Running: j.running, Fails: j.fails, Failing: j.failing, Next: j.next, Last: j.last}
+	s := JobStatus{Running: j.running, Fails: j.fails, Failing: j.failing, Next: j.next, Last: j.last, Held: j.held}
 	if j.running {
 		s.Since = j.since
 	} else if j.fails > 0 {
