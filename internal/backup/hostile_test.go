@@ -155,7 +155,7 @@ func TestScanChangesMoved(t *testing.T) {
 // TestScanChangesApart looks at what has changed in parts, in any order, as it is due: when all of
 // it was looked at the history is the tree.
 func TestScanChangesApart(t *testing.T) {
-	for _, few := range []bool{false} { // BUG(skimmed): with true two names of one new file now and then become two files
+	for _, few := range []bool{false, true} {
 		t.Run(fmt.Sprint(few), func(t *testing.T) {
 			if few {
 				backup.SetMaxKnown(t, 3, 2)

@@ -310,15 +310,16 @@ func (s *scan) moved(it *localfs.Item) (filetree.NodeID, filetree.Attr, error) {
 	if s == nil || s.w.first || it.Ino == 0 {
 		return 0, filetree.Attr{}, nil
 	}
+	st, err := it.Look()
+	if err != nil {
+		return 0, filetree.Attr{}, nil // whoever looks closer finds out
+	}
 	if s.few {
-		n, a, err := s.find(it.Ino, it.Kind)
-		if n != 0 || err != nil || it.Kind == filetree.Dir {
+		n, a, err := s.find(&st.Attr)
+		if n != 0 || err != nil || it.Kind == filetree.Dir || st.Nlink < 2 {
 			return n, a, err
 		}
 		// It may be a further name of a file of which nothing else has changed.
-		if st, err := it.Parent.LookAt(it.Name); err != nil || st.Nlink < 2 {
-			return 0, filetree.Attr{}, nil
-		}
 		s.inodes, s.few = nil, false
 	}
 	if s.inodes == nil {
@@ -331,7 +332,7 @@ func (s *scan) moved(it *localfs.Item) (filetree.NodeID, filetree.Attr, error) {
 		}
 		slices.SortFunc(s.inodes, compareInodes)
 	}
-	return s.find(it.Ino, it.Kind)
+	return s.find(&st.Attr)
 }
 
 // remember makes a node of the state one that moved may find.
@@ -341,15 +342,16 @@ func (s *scan) remember(n filetree.NodeID, a *filetree.Attr) {
 	}
 }
 
-// find returns the node of that number and kind among the inodes.
-func (s *scan) find(ino uint64, kind filetree.Kind) (filetree.NodeID, filetree.Attr, error) {
-	for i := searchInode(s.inodes, ino); i < len(s.inodes) && s.inodes[i].ino == ino; i++ {
+// find returns the node among the inodes that something is. Another may have had its number
+// before it, and be among them as well.
+func (s *scan) find(now *filetree.Attr) (filetree.NodeID, filetree.Attr, error) {
+	for i := searchInode(s.inodes, now.Ino); i < len(s.inodes) && s.inodes[i].ino == now.Ino; i++ {
 		n := s.inodes[i].node
 		a, err := s.w.state.Attr(n)
 		if err != nil {
 			return 0, filetree.Attr{}, err
 		}
-		if a.Kind == kind {
+		if a.Kind == now.Kind && sameNode(&a, now) {
 			return n, a, nil
 		}
 	}
