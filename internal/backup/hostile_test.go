@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -155,33 +154,15 @@ func TestScanChangesMoved(t *testing.T) {
 // TestScanChangesApart looks at what has changed in parts, in any order, as it is due: when all of
 // it was looked at the history is the tree.
 func TestScanChangesApart(t *testing.T) {
-	for _, few := range []bool{false, true} {
-		t.Run(fmt.Sprint(few), func(t *testing.T) {
-			if few {
-				backup.SetMaxKnown(t, 3, 2)
-			}
-			fs := loopfs.New(t, loopfs.Ext4, loopfs.Options{Size: 1 << 30})
-			seeds := []uint64{*seedFlag}
-			if *seedFlag == 0 {
-				seeds = nil
-				for i := range 3 {
-					seeds = append(seeds, uint64(time.Now().UnixNano())+uint64(i))
-				}
-			}
-			for _, seed := range seeds {
-				t.Run(fmt.Sprint(seed), func(t *testing.T) {
-					base := filepath.Join(fs.Dir, fmt.Sprint(seed))
-					c := &scanCase{newFixture(t), filepath.Join(base, "tree")}
-					outside := filepath.Join(base, "outside")
-					c.must(errors.Join(os.MkdirAll(c.dir, 0o755), os.Mkdir(outside, 0o755)))
-					scanChangesApart(t, c, seed, outside)
-				})
-			}
-		})
-	}
+	t.Run("in mind", func(t *testing.T) { onThese(t, scanChangesApart, loopfs.Ext4) })
+	t.Run("skimmed", func(t *testing.T) {
+		backup.SetMaxKnown(t, 3, 2)
+		onThese(t, scanChangesApart, loopfs.Ext4)
+	})
 }
 
-func scanChangesApart(t *testing.T, c *scanCase, seed uint64, outside string) {
+func scanChangesApart(t *testing.T, seed uint64, dir, outside string) {
+	c := &scanCase{newFixture(t), dir}
 	rng := rand.New(rand.NewPCG(seed, 2))
 	g, err := treegen.New(c.dir, treegen.Options{Seed: seed, Outside: outside})
 	c.must(err)
