@@ -97,7 +97,7 @@ func (a *app) runDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.d = daemon.New(daemon.Options{Worker: r, State: filepath.Join(s.stateDir, "schedule.json"), Seed: s.me.ID, Log: a.log})
+	r.d = daemon.New(daemon.Options{Worker: r, StateDir: s.stateDir, Seed: s.me.ID, Log: a.log})
 	r.d.Apply(plan)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)

@@ -172,7 +172,7 @@ func (a *app) prepare(ctx context.Context, s *site, w *follower, sel selection, 
 		a.hooked(ctx, s, sel.Source, func() error {
 			takeAll(ctx, family)
 			return family[0].untaken
-		}, func(err error) { family[0].untaken = err })
+		}, func(err error) { untaken(family, err) })
 	}
 	if o.take && sel.Recursive { // of others it would take long to look
 		for v, all := range a.strays(ctx, s, sel.Source) {
@@ -188,7 +188,7 @@ func takeAll(ctx context.Context, family []*sourceRun) {
 	// The part of a Job that takes a snapshot needs no Writer.
 	j, err := backup.New(backup.Options{Source: first.name, Exclude: first.src.Exclude, Observer: first.follow})
 	if err != nil {
-		first.untaken = err
+		untaken(family, err)
 		return
 	}
 	var taken []backup.Snapshot
@@ -204,12 +204,21 @@ func takeAll(ctx context.Context, family []*sourceRun) {
 		taken[0], err = j.Take(ctx, first.vol)
 	}
 	first.follow.step.Done(err)
+	if err != nil {
+		untaken(family, err)
+		return
+	}
 	for i, r := range family {
-		if err != nil {
-			r.untaken, r.told = err, i > 0
-		} else if taken[i] != (backup.Snapshot{}) {
+		if taken[i] != (backup.Snapshot{}) {
 			r.taken, r.did = &taken[i], true
 		}
+	}
+}
+
+// untaken notes why no snapshots of a family were taken, which is said once.
+func untaken(family []*sourceRun, err error) {
+	for i, r := range family {
+		r.untaken, r.told = err, i > 0
 	}
 }
 

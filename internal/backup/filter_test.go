@@ -19,6 +19,7 @@ import (
 
 	"github.com/secrate/secrate/internal/backup"
 	"github.com/secrate/secrate/internal/filetree"
+	"github.com/secrate/secrate/testenv"
 	"github.com/secrate/secrate/testenv/loopfs"
 )
 
@@ -196,10 +197,8 @@ func TestFilterWarns(t *testing.T) {
 // TestFilterGit scans a tree whose files of patterns change at random, and asks git which files
 // there should be.
 func TestFilterGit(t *testing.T) {
-	git, err := exec.LookPath("git")
-	if err != nil {
-		t.Skip("SKIP-MISSING: git")
-	}
+	testenv.Need(t, testenv.Tool("git"))
+	const git = "git"
 	for _, known := range []int{100000, 3} {
 		t.Run(fmt.Sprint(known), func(t *testing.T) {
 			backup.SetMaxKnown(t, known, known)

@@ -28,24 +28,14 @@ func TestScanFrozen(t *testing.T) {
 			f, err := os.OpenFile(c.path("db"), os.O_RDWR, 0)
 			c.must(err)
 			defer f.Close()
-			stop, done := make(chan struct{}), make(chan error)
-			go func() {
-				for i := uint64(1); ; i++ {
-					select {
-					case <-stop:
-						done <- nil
-						return
-					default:
-					}
-					b := binary.BigEndian.AppendUint64(nil, i)
-					for _, at := range []int64{0, size - 8} {
-						if _, err := f.WriteAt(b, at); err != nil {
-							done <- err
-							return
-						}
-					}
+			stop := endless(t, func(i int64) error {
+				b := binary.BigEndian.AppendUint64(nil, uint64(i+1))
+				_, err := f.WriteAt(b, 0)
+				if err == nil {
+					_, err = f.WriteAt(b, size-8)
 				}
-			}()
+				return err
+			})
 			var last uint64
 			torn := 0
 			for range 6 {
@@ -82,8 +72,7 @@ func TestScanFrozen(t *testing.T) {
 			if torn == 0 && !tt.frozen {
 				t.Error("never was the file changed while it was read")
 			}
-			close(stop)
-			c.must(<-done)
+			stop()
 			c.f.scan("s", c.dir, backup.ScanOptions{})
 			c.same(t, "after it stands still")
 			if res := c.f.scan("s", c.dir, backup.ScanOptions{}); !res.Unchanged {
@@ -105,28 +94,15 @@ func TestScanFrozenSize(t *testing.T) {
 			f, err := os.OpenFile(c.path("log"), os.O_RDWR, 0)
 			c.must(err)
 			defer f.Close()
-			stop, done := make(chan struct{}), make(chan error)
-			go func() {
-				for i := int64(0); ; i++ {
-					select {
-					case <-stop:
-						done <- nil
-						return
-					default:
-					}
-					// 100 blocks grow, each with its number, then all go at once.
-					var err error
-					if k := i % 101; k == 100 {
-						err = f.Truncate(least)
-					} else {
-						_, err = f.WriteAt(bytes.Repeat([]byte{byte(k + 1)}, step), least+k*step)
-					}
-					if err != nil {
-						done <- err
-						return
-					}
+			// 100 blocks grow, each with its number, then all go at once.
+			stop := endless(t, func(i int64) error {
+				k := i % 101
+				if k == 100 {
+					return f.Truncate(least)
 				}
-			}()
+				_, err := f.WriteAt(bytes.Repeat([]byte{byte(k + 1)}, step), least+k*step)
+				return err
+			})
 			for range 8 {
 				res, err := c.f.job("s").Scan(t.Context(), c.dir, backup.ScanOptions{})
 				c.must(err)
@@ -144,8 +120,7 @@ func TestScanFrozenSize(t *testing.T) {
 					t.Errorf("#%d: %d bytes are not those that were written", head.Seq, len(got))
 				}
 			}
-			close(stop)
-			c.must(<-done)
+			stop()
 			c.f.scan("s", c.dir, backup.ScanOptions{})
 			c.same(t, "after it stands still")
 		})

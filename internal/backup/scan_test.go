@@ -236,35 +236,47 @@ func TestScanReplaced(t *testing.T) {
 	c.same(t, "the same again")
 }
 
+// endless changes something without end, for the i-th time from 0 on, until what it returns is
+// called.
+func endless(t *testing.T, change func(i int64) error) (stop func()) {
+	ended, done := make(chan struct{}), make(chan error)
+	go func() {
+		for i := int64(0); ; i++ {
+			select {
+			case <-ended:
+				done <- nil
+				return
+			default:
+			}
+			if err := change(i); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	return func() {
+		t.Helper()
+		close(ended)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestScanWhileItChanges scans a tree that is changed at random all the while. No scan fails,
 // and once it stands still the next one makes it what it is.
 func TestScanWhileItChanges(t *testing.T) {
 	c := newScanCase(t)
 	g, err := treegen.New(c.dir, treegen.Options{Seed: uint64(time.Now().UnixNano())})
 	c.must(err)
-	stop, done := make(chan struct{}), make(chan error)
-	go func() {
-		for {
-			select {
-			case <-stop:
-				done <- nil
-				return
-			default:
-			}
-			if err := g.Step(5); err != nil {
-				done <- err
-				return
-			}
-		}
-	}()
+	stop := endless(t, func(int64) error { return g.Step(5) })
 	j := c.f.job("s")
 	for range 15 {
 		if _, err := j.Scan(t.Context(), c.dir, backup.ScanOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	close(stop)
-	c.must(<-done)
+	stop()
 	c.f.scan("s", c.dir, backup.ScanOptions{})
 	c.same(t, "after it stands still")
 }
@@ -278,21 +290,10 @@ func TestScanTorn(t *testing.T) {
 	f, err := os.OpenFile(c.path("db"), os.O_WRONLY, 0)
 	c.must(err)
 	defer f.Close()
-	stop, done := make(chan struct{}), make(chan error)
-	go func() {
-		for i := int64(0); ; i++ {
-			select {
-			case <-stop:
-				done <- nil
-				return
-			default:
-			}
-			if _, err := f.WriteAt([]byte{byte(i)}, i%1000); err != nil {
-				done <- err
-				return
-			}
-		}
-	}()
+	stop := endless(t, func(i int64) error {
+		_, err := f.WriteAt([]byte{byte(i)}, i%1000)
+		return err
+	})
 	incomplete := func() bool {
 		v := c.f.cat.At(c.f.source("s").ID, 1)
 		if head, err := c.f.w.Head(c.f.source("s")); err == nil {
@@ -309,8 +310,7 @@ func TestScanTorn(t *testing.T) {
 	if len(res.Failed) != 1 || !strings.Contains(res.Failed[0], "db: not all of it is kept: it was changed each of 3 times that it was read") || !incomplete() {
 		t.Errorf("failed %q, incomplete %v", res.Failed, incomplete())
 	}
-	close(stop)
-	c.must(<-done)
+	stop()
 	c.f.scan("s", c.dir, backup.ScanOptions{})
 	c.same(t, "after it stands still")
 	if incomplete() {

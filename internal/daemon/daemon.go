@@ -90,10 +90,10 @@ type Watch struct {
 
 // Options of a Daemon.
 type Options struct {
-	Worker Worker       // needed
-	State  string       // a file in which the times of schedules are kept
-	Seed   string       // random delays are of it
-	Log    *slog.Logger // needed
+	Worker   Worker       // needed
+	StateDir string       // the state directory, in which the times of schedules are kept
+	Seed     string       // random delays are of it
+	Log      *slog.Logger // needed
 }
 
 // A Daemon is what runs. Its methods may be called concurrently.

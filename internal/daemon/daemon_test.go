@@ -104,7 +104,7 @@ func run(t *testing.T, r *recorder, state string, p daemon.Plan, long time.Durat
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	d := daemon.New(daemon.Options{Worker: r, State: state, Seed: "seed", Log: slog.New(slog.DiscardHandler)})
+	d := daemon.New(daemon.Options{Worker: r, StateDir: state, Seed: "seed", Log: slog.New(slog.DiscardHandler)})
 	d.Apply(p)
 	done := make(chan struct{})
 	go func() {
@@ -118,14 +118,12 @@ func run(t *testing.T, r *recorder, state string, p daemon.Plan, long time.Durat
 	return d
 }
 
-func stateFile(t *testing.T) string { return filepath.Join(t.TempDir(), "schedule.json") }
-
 // TestSchedules: a volume that has never been kept is at once, then at its times; a directory
 // is scanned; snapshots are taken at their time while another source is brought.
 func TestSchedules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{t: t, takes: 7 * time.Minute}
-		run(t, r, stateFile(t), daemon.Plan{
+		run(t, r, t.TempDir(), daemon.Plan{
 			Sources: []daemon.Source{
 				{Name: "vol", Volume: true, Schedule: every(t, "*/15 * * * *")},
 				{Name: "dir", Schedule: every(t, "@hourly"), Newest: time.Now().Add(-time.Minute)},
@@ -151,7 +149,7 @@ func TestSchedules(t *testing.T) {
 func TestMissed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{t: t}
-		state := stateFile(t)
+		state := t.TempDir()
 		p := daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "0 3 * * *"), Newest: time.Now()}}, Location: time.UTC}
 		run(t, r, state, p, 4*time.Hour)
 		if diff := cmp.Diff([]string{"03:00:00 bring dir"}, r.since(0)); diff != "" {
@@ -173,7 +171,7 @@ func TestMissed(t *testing.T) {
 func TestDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{t: t}
-		state := stateFile(t)
+		state := t.TempDir()
 		p := daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "0 * * * *"), Delay: 50 * time.Minute, Newest: time.Now()}}, Location: time.UTC}
 		for range 24 * 6 {
 			run(t, r, state, p, 10*time.Minute)
@@ -209,7 +207,7 @@ func TestRetries(t *testing.T) {
 			}
 			return nil
 		}}
-		run(t, r, stateFile(t), daemon.Plan{Sources: []daemon.Source{
+		run(t, r, t.TempDir(), daemon.Plan{Sources: []daemon.Source{
 			{Name: "vol", Volume: true, Schedule: every(t, "0 */6 * * *")},
 			{Name: "dir", Schedule: every(t, "0 * * * *"), Newest: time.Now()},
 		}, Location: time.UTC}, 40*time.Hour)
@@ -251,7 +249,7 @@ func TestLater(t *testing.T) {
 			}
 			return nil
 		}}
-		d := run(t, r, stateFile(t), daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "@daily")}}, Location: time.UTC}, 10*time.Minute)
+		d := run(t, r, t.TempDir(), daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "@daily")}}, Location: time.UTC}, 10*time.Minute)
 		if diff := cmp.Diff([]string{"00:00:00 bring dir", "00:00:15 bring dir", "00:00:30 bring dir", "00:00:45 bring dir"}, r.since(0)); diff != "" {
 			t.Errorf("calls (-want +got):\n%s", diff)
 		}
@@ -272,7 +270,7 @@ func TestLater(t *testing.T) {
 func TestYields(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{t: t, takes: 10 * time.Minute, yields: true}
-		run(t, r, stateFile(t), daemon.Plan{Sources: []daemon.Source{
+		run(t, r, t.TempDir(), daemon.Plan{Sources: []daemon.Source{
 			{Name: "long", Schedule: every(t, "@daily")},
 			{Name: "other", Schedule: every(t, "5 0 * * *"), Newest: time.Now()},
 		}, Location: time.UTC}, 9*time.Minute)
@@ -295,7 +293,7 @@ func TestApply(t *testing.T) {
 		r := &recorder{t: t}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		d := daemon.New(daemon.Options{Worker: r, State: stateFile(t), Log: slog.New(slog.DiscardHandler)})
+		d := daemon.New(daemon.Options{Worker: r, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 		hourly := every(t, "0 * * * *")
 		d.Apply(daemon.Plan{Sources: []daemon.Source{{Name: "a", Schedule: hourly}, {Name: "b", Schedule: hourly}}, Location: time.UTC})
 		go d.Run(ctx)
@@ -316,7 +314,7 @@ func TestApply(t *testing.T) {
 func TestStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{t: t, takes: time.Hour}
-		state := stateFile(t)
+		state := t.TempDir()
 		p := daemon.Plan{Sources: []daemon.Source{{Name: "vol", Volume: true, Schedule: every(t, "@daily"), Newest: time.Now()}}, Location: time.UTC}
 		run(t, r, state, p, 5*time.Minute) // what an earlier run may have left
 		run(t, r, state, p, 5*time.Minute)
@@ -335,7 +333,7 @@ func TestStop(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{t: t}
-		state := filepath.Join(t.TempDir(), "gone", "schedule.json")
+		state := filepath.Join(t.TempDir(), "gone")
 		d := run(t, r, state, daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "*/10 * * * *")}}, Location: time.UTC}, 35*time.Minute)
 		if got := len(r.since(0)); got != 4 {
 			t.Errorf("%d runs: %q", got, r.since(0))
@@ -359,7 +357,7 @@ func startWatching(t *testing.T, unread ...int) *watching {
 	w := &watching{t: t, r: &watcherRecorder{changes: make(chan *watch.Changes, 16), unread: unread}, dir: t.TempDir()}
 	w.r.t = t
 	ctx, cancel := context.WithCancel(t.Context())
-	w.d = daemon.New(daemon.Options{Worker: w.r, State: stateFile(t), Log: slog.New(slog.DiscardHandler)})
+	w.d = daemon.New(daemon.Options{Worker: w.r, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	w.d.Apply(daemon.Plan{Sources: []daemon.Source{{Name: "dir", Newest: time.Now(), Watch: &daemon.Watch{Root: w.dir,
 		Options: watch.Options{Settle: 100 * time.Millisecond}}}}, Location: time.UTC})
 	done := make(chan struct{})
@@ -464,12 +462,12 @@ func (r *watcherRecorder) Bring(_ context.Context, _ string, only *watch.Changes
 	return out, nil
 }
 
-// TestNullState: a file of times may be of any bytes.
+// TestNullStateDir: a file of times may be of any bytes.
 func TestNullState(t *testing.T) {
 	for _, text := range []string{"null", "", "{", "[]", `{"snap dir": 3}`} {
 		synctest.Test(t, func(t *testing.T) {
-			state := stateFile(t)
-			if err := os.WriteFile(state, []byte(text), 0o600); err != nil {
+			state := t.TempDir()
+			if err := os.WriteFile(filepath.Join(state, "schedule.json"), []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			r := &recorder{t: t}
@@ -486,7 +484,7 @@ func TestWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{t: t, fail: func(string) error { return daemon.ErrLater }}
 		began := time.Now()
-		d := run(t, r, stateFile(t), daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "@daily")}}, Location: time.UTC}, 10*time.Minute)
+		d := run(t, r, t.TempDir(), daemon.Plan{Sources: []daemon.Source{{Name: "dir", Schedule: every(t, "@daily")}}, Location: time.UTC}, 10*time.Minute)
 		if since := d.Status().Sources[0].Waiting; !since.Equal(began) {
 			t.Errorf("it waits since %v, not %v", since, began)
 		}

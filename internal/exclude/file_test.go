@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/secrate/secrate/testenv"
 )
 
 // lineGen makes lines of a file that patterns of a configuration may not be, too. Of a range that
@@ -21,10 +23,8 @@ var lineGen = rapid.OneOf(patternGen, patternGen, patternGen,
 // TestFilesGit asks git what it makes of files of patterns on several levels of the same tree,
 // lines that can be no patterns among them; and of patterns that are given beside.
 func TestFilesGit(t *testing.T) {
-	git, err := exec.LookPath("git")
-	if err != nil {
-		t.Skip("SKIP-MISSING: git")
-	}
+	testenv.Need(t, testenv.Tool("git"))
+	const git = "git"
 	top := t.TempDir()
 	run := gitIn(t, git, top)
 	if _, err := run("", "init", "-q"); err != nil {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/secrate/secrate/testenv"
 )
 
 // names are what the trees and the patterns of the property tests are made of.
@@ -51,10 +53,8 @@ func gitIn(t *testing.T, git, top string) func(stdin string, args ...string) (st
 
 // TestGit asks git what it makes of the same patterns on the same tree.
 func TestGit(t *testing.T) {
-	git, err := exec.LookPath("git")
-	if err != nil {
-		t.Skip("SKIP-MISSING: git")
-	}
+	testenv.Need(t, testenv.Tool("git"))
+	const git = "git"
 	top := t.TempDir()
 	run := gitIn(t, git, top)
 	if _, err := run("", "init", "-q"); err != nil {

@@ -7,6 +7,7 @@
 //	status.lock    locked as long as that command lives
 //	results.json   of each source, the last success and the last failure
 //	results.lock   locked while results.json is rewritten
+//	schedule.json  of the daemon: until when the times of schedules are dealt with
 //
 // status.json is removed when its writer is done. If it is there and nobody holds
 // the lock, the writer was killed; the kernel releases the lock of a process

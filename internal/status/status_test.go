@@ -303,3 +303,32 @@ func TestConcurrent(t *testing.T) {
 		t.Errorf("results %v, %v", r, err)
 	}
 }
+
+// TestTimes: what was kept is read again, and what one that was killed has left goes.
+func TestTimes(t *testing.T) {
+	dir := t.TempDir()
+	if got, err := Times(dir); err != nil || len(got) != 0 {
+		t.Errorf("at first there are %v, %v", got, err)
+	}
+	left := filepath.Join(dir, "."+timesFile+".123")
+	if err := os.WriteFile(left, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]time.Time{"snap home": time.Date(2026, 11, 25, 3, 0, 0, 1, time.UTC)}
+	if err := RecordTimes(dir, want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Times(dir)
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v, (-want +got):\n%s", err, diff)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what a killed one has left: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, timesFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Times(dir); err == nil {
+		t.Error("half a file is read")
+	}
+}
