@@ -3,7 +3,7 @@
 //
 //	snapshot ─► sendstream ─┐
 //	                        ├─► filetree ─► s3history ─► store
-//	fallback ───────────────┘
+//	watch, scan ────────────┘
 //
 // [Rules] says, for every package, which others of this module it may import.
 // When the test fails, the import is wrong or the table is: a change of the table is
@@ -44,7 +44,7 @@ var (
 	}
 
 	// Contracts are what pipelines know of what is behind an implementation.
-	contracts = []string{"fallback", "s3history", "sendstream", "sendstream/*", "snapshot"}
+	contracts = []string{"s3history", "sendstream", "sendstream/*", "snapshot"}
 
 	// Tests have the run of the place.
 	all = []string{"..."}
@@ -82,8 +82,6 @@ var Rules = []Rule{
 	{"snapshot", nouns},
 	{"snapshot/*", join(nouns, "snapshot", "internal/localfs")},
 
-	{"fallback", join(nouns, leaves...)},
-
 	// The one place outside cmd that names implementations of a store: it turns
 	// an address into one.
 	{"s3history/store/open", join(nouns, "s3history/store/*")},
@@ -100,7 +98,7 @@ var Rules = []Rule{
 	{"internal/daemon", join(nouns, join(leaves, join(contracts, "internal/backup", "internal/restore", "internal/web")...)...)},
 	{"internal/web", join(nouns, join(leaves, join(contracts, "internal/restore")...)...)},
 
-	{"cmd/*", []string{"cmd/...", "fallback", "internal/...", "s3history/...", "sendstream/...", "snapshot/..."}},
+	{"cmd/*", []string{"cmd/...", "internal/...", "s3history/...", "sendstream/...", "snapshot/..."}},
 
 	{"testenv/...", all},
 }
