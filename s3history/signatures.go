@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/secrate/secrate/internal/catalog"
+	"github.com/secrate/secrate/internal/delta"
 	"github.com/secrate/secrate/internal/filetree"
 	"github.com/secrate/secrate/internal/seal"
 )
@@ -156,7 +157,7 @@ func (u *Update) putFirst(n filetree.NodeID, p Piece) error {
 	if len(note) == 8 {
 		signed = int64(binary.BigEndian.Uint64(note))
 	}
-	if signed >= maxFirst || !u.compresses(data) {
+	if signed >= maxFirst || !delta.Compresses(data) {
 		return nil
 	}
 	now, err := u.v.Extents(n, p.Offset, p.Offset+catalog.MaxPart)
@@ -171,12 +172,6 @@ func (u *Update) putFirst(n filetree.NodeID, p Piece) error {
 
 // signedNote is the note that says how many bytes putFirst has signed.
 const signedNote = "signed when written first"
-
-// compresses reports whether bytes look as if they had not been compressed yet.
-func (u *Update) compresses(data []byte) bool {
-	sample := data[len(data)/2:][:4096]
-	return len(u.enc.EncodeAll(sample, nil)) < len(sample)*3/4
-}
 
 // sign makes the signatures of a stretch, of which those it had are given, fit what it has
 // now: the bytes of sums from off on, and around that what was there. It signs new bytes

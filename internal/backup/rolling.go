@@ -135,7 +135,7 @@ func (d *differ) note(off int64, data []byte) {
 	}
 	if d.sample {
 		d.sample = false
-		if some := data[len(data)/2:]; !compresses(some[:min(len(some), 4096)]) {
+		if !delta.Compresses(data) {
 			d.signer, d.t.sign.granted = nil, false
 			d.r.signing.fresh.Add(rolling.EncodedSize(d.f.Size()))
 			return
@@ -143,9 +143,6 @@ func (d *differ) note(off int64, data []byte) {
 	}
 	d.signer.Write(off, data)
 }
-
-// compresses reports whether bytes look as if they had not been compressed yet.
-func compresses(b []byte) bool { return len(delta.Patch(nil, b)) < len(b)*3/4 }
 
 // oldExtent returns the first extent across a cut that a file of which there is no signature
 // had from off on, if it begins before end; else end. Only in a file that was shifted are there

@@ -213,3 +213,16 @@ func BenchmarkApplyPatch(b *testing.B) {
 		})
 	}
 }
+
+func TestCompresses(t *testing.T) {
+	text, noise := textBytes(1<<20), randomBytes(1, 1<<20)
+	for _, tt := range []struct {
+		name string
+		data []byte
+		want bool
+	}{{"text", text, true}, {"noise", noise, false}, {"little noise", noise[:100], false}, {"nothing", nil, false}} {
+		if got := Compresses(tt.data); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}
